@@ -1,0 +1,1 @@
+"""A contact-centre engine for government service hotlines."""

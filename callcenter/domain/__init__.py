@@ -1,0 +1,1 @@
+"""Decisions: standard library only; no async, no clock, no logging."""

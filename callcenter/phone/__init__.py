@@ -1,0 +1,1 @@
+"""An asyncio SIP/RTP phone: test callers, the demo and the load generator."""

@@ -1,0 +1,1 @@
+"""Prompts rendered from text."""

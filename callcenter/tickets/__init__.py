@@ -1,0 +1,1 @@
+"""Call records and tickets: schema, store and journal."""
