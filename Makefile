@@ -1,0 +1,52 @@
+# `make run` starts the hotline, `make test` proves it. Everything goes into .venv and var; see README.md.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_PYTHON_DOWNLOADS := never
+# Options for `callcenter`, e.g. make run OPTIONS="--config /etc/callcenter.toml"
+OPTIONS ?=
+
+.PHONY: help
+help:
+	@echo 'make run     设置并启动 / set up and start (Ctrl-C stops)'
+	@echo 'make test    设置并运行全部测试 / set up and run every test'
+	@echo 'make setup   只设置 / set up only'
+	@echo 'make check   格式、类型与分层检查 / format, lint, types, layers'
+	@echo 'make clean   删除可重建的东西 / remove what can be made again (never data or recordings)'
+
+.PHONY: run
+run: environment
+	@exec $(BIN)/callcenter $(OPTIONS) run
+
+.PHONY: setup
+setup: environment
+	@$(BIN)/callcenter $(OPTIONS) setup
+
+.PHONY: test
+test: environment-dev
+	@tools/system-packages.sh postgresql espeak-ng
+	@$(BIN)/callcenter setup --asterisk-only
+	@$(BIN)/pytest $(PYTEST_OPTIONS)
+
+.PHONY: check
+check: environment-dev
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy --strict
+	@$(BIN)/lint-imports
+	@$(BIN)/deptry callcenter
+
+.PHONY: environment environment-dev
+environment:
+	@tools/environment.sh run
+environment-dev:
+	@tools/environment.sh dev
+
+# The database, the recordings and the settings are nobody's to delete but the operator's.
+.PHONY: clean
+clean:
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find callcenter tests -name __pycache__ -type d -prune -exec rm -rf {} +
