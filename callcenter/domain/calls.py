@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NewType
 
+from callcenter.domain.ivr import Cursor
+
 CallId = NewType("CallId", str)
 """The caller's channel id as Asterisk gave it, e.g. ``ast1-1763763843.12``."""
 LegId = NewType("LegId", str)
@@ -169,8 +171,8 @@ class Call:
     legs: tuple[Leg, ...]
     """The caller's first, the others in the order they were rung."""
     steps: tuple[Step, ...] = ()
-    cursor: str = ""
-    """Where the flow stands, as JSON of ``ivr.Cursor``; empty outside a flow."""
+    cursor: Cursor | None = None
+    """Where the flow stands."""
     queue: QueueId | None = None
     """The queue the call waits in or was answered from."""
     queued_at: datetime | None = None

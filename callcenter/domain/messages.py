@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from callcenter.domain.agents import Agent, Profile, Queue
 from callcenter.domain.calls import Call, CallId, LegId, Outcome, Role, UserId
+from callcenter.domain.ivr import Flow
 
 # --- events -------------------------------------------------------------------------------------------------
 
@@ -20,11 +21,6 @@ class CallArrived:
     caller: str
     """The number as the network gave it; may be empty (withheld). Hostile until stored."""
     dialled: str
-
-
-@dataclass(frozen=True, slots=True)
-class LegRinging:
-    leg_id: LegId
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +111,20 @@ class TicketOpened:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryChanged:
-    """The people and queues as they now stand."""
+    """The people, the queues and the words to choose from, as they now stand."""
 
     profiles: tuple[Profile, ...]
     queues: tuple[Queue, ...]
+    not_ready_reasons: frozenset[str] = frozenset()
+    dispositions: frozenset[str] = frozenset()
+    allowed_numbers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsChanged:
+    """The flows as they now stand; a call in progress goes on with the one it began with."""
+
+    flows: tuple[Flow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,6 @@ class ConsoleLost:
 
 Event = (
     CallArrived
-    | LegRinging
     | LegAnswered
     | LegEnded
     | PromptsEnded
@@ -144,6 +149,7 @@ Event = (
     | TelephonyLost
     | TicketOpened
     | DirectoryChanged
+    | FlowsChanged
     | ConsoleLost
 )
 
@@ -402,6 +408,13 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """Give the leg to the dialplan's fallback queue: the centre itself has failed for this call."""
+
+    leg_id: LegId
+
+
+@dataclass(frozen=True, slots=True)
 class SaveCall:
     """The call as it now stands, for the journal, for the screens, and (ended) for the recordings."""
 
@@ -423,4 +436,17 @@ class Alarm:
     facts: Mapping[str, str]
 
 
-Effect = Play | Wait | TakeMessage | Ring | Arrange | HangUp | Mute | Record | SaveCall | SaveAgent | Alarm
+Effect = (
+    Play
+    | Wait
+    | TakeMessage
+    | Ring
+    | Arrange
+    | HangUp
+    | Mute
+    | Record
+    | FallBack
+    | SaveCall
+    | SaveAgent
+    | Alarm
+)

@@ -1,0 +1,128 @@
+"""Who gets whom: the waiting callers and the free agents of every queue, each list always in order.
+
+A caller's rank is the second he began to wait minus his head start, so priority ages by itself and nobody
+starves: a head start of 60 s is overtaken by whoever has waited 60 s longer. An agent's rank is his level at the
+queue's skill (higher first), then how long he has been free (longest first).
+
+Finding is O(log n) and taking out is one memmove, so that one decision with 10,000 agents costs about what it
+costs with 100.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from callcenter.domain.agents import Agent, Queue
+from callcenter.domain.calls import CallId, QueueId, UserId
+
+
+@dataclass(slots=True)
+class _Line:
+    """One queue's two ordered lists; at most one of them is long."""
+
+    waiting: list[tuple[float, CallId]]
+    free: list[tuple[int, float, UserId]]
+
+
+class Routing:
+    """Waiting callers and free agents; the centre tells it every change and asks it for the next pair."""
+
+    def __init__(self, queues: Iterable[Queue] = ()) -> None:
+        self._queues: dict[QueueId, Queue] = {}
+        self._lines: dict[QueueId, _Line] = {}
+        self._by_skill: dict[str, list[QueueId]] = {}
+        self._waiting: dict[CallId, tuple[QueueId, float]] = {}
+        self._free: dict[UserId, dict[QueueId, tuple[int, float, UserId]]] = {}
+        self.set_queues(queues)
+
+    @property
+    def queues(self) -> dict[QueueId, Queue]:
+        return self._queues
+
+    def set_queues(self, queues: Iterable[Queue]) -> None:
+        """Take the queues as they now are; a queue with callers in it stays until they have gone."""
+        wanted = {queue.queue_id: queue for queue in queues}
+        for queue_id, line in self._lines.items():
+            if queue_id not in wanted and line.waiting:
+                wanted[queue_id] = self._queues[queue_id]
+        self._queues = wanted
+        self._lines = {q: self._lines.get(q) or _Line([], []) for q in wanted}
+        self._by_skill = {}
+        for queue_id, queue in wanted.items():
+            self._by_skill.setdefault(queue.skill, []).append(queue_id)
+
+    def serves(self, agent: Agent) -> list[QueueId]:
+        return [q for skill in agent.profile.skills for q in self._by_skill.get(skill, ())]
+
+    # --- agents ---------------------------------------------------------------------------------------------
+
+    def agent_free(self, agent: Agent) -> None:
+        """The agent may be offered calls, idle since ``agent.since_seconds``."""
+        self.agent_taken(agent.user_id)
+        places = {}
+        for queue_id in self.serves(agent):
+            level = agent.profile.skills[self._queues[queue_id].skill]
+            places[queue_id] = (-level, agent.since_seconds, agent.user_id)
+            insort(self._lines[queue_id].free, places[queue_id])
+        self._free[agent.user_id] = places
+
+    def agent_taken(self, user_id: UserId) -> None:
+        """The agent may not be offered anything any more."""
+        for queue_id, place in self._free.pop(user_id, {}).items():
+            if queue_id in self._lines:
+                _take_out(self._lines[queue_id].free, place)
+
+    def is_free(self, user_id: UserId) -> bool:
+        return user_id in self._free
+
+    def free_at(self, queue_id: QueueId) -> int:
+        return len(self._lines[queue_id].free)
+
+    def agent_for(self, queue_id: QueueId) -> UserId | None:
+        """The best free agent of a queue: highest level, then longest idle."""
+        free = self._lines[queue_id].free
+        return free[0][2] if free else None
+
+    # --- callers --------------------------------------------------------------------------------------------
+
+    def call_waits(self, call_id: CallId, queue_id: QueueId, *, rank: float) -> None:
+        """``rank`` is the (virtual) second the caller began to wait."""
+        self.call_gone(call_id)
+        self._waiting[call_id] = (queue_id, rank)
+        insort(self._lines[queue_id].waiting, (rank, call_id))
+
+    def call_gone(self, call_id: CallId) -> None:
+        place = self._waiting.pop(call_id, None)
+        if place is not None:
+            queue_id, rank = place
+            _take_out(self._lines[queue_id].waiting, (rank, call_id))
+
+    def call_for(self, agent: Agent) -> CallId | None:
+        """The caller who has waited longest (by rank) in any queue this agent serves."""
+        heads = [line[0] for q in self.serves(agent) if (line := self._lines[q].waiting)]
+        return min(heads)[1] if heads else None
+
+    def waiting_at(self, queue_id: QueueId) -> int:
+        return len(self._lines[queue_id].waiting)
+
+    def first_waiting(self, queue_id: QueueId) -> CallId | None:
+        waiting = self._lines[queue_id].waiting
+        return waiting[0][1] if waiting else None
+
+    def position(self, call_id: CallId) -> int | None:
+        """1 for the next to be served; None when the call does not wait."""
+        place = self._waiting.get(call_id)
+        if place is None:
+            return None
+        queue_id, rank = place
+        return bisect_left(self._lines[queue_id].waiting, (rank, call_id)) + 1
+
+
+_Place = TypeVar("_Place", tuple[float, CallId], tuple[int, float, UserId])
+
+
+def _take_out(ordered: list[_Place], item: _Place) -> None:
+    index = bisect_left(ordered, item)
+    if index < len(ordered) and ordered[index] == item:
+        del ordered[index]
