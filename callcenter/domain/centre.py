@@ -150,6 +150,7 @@ class ContactCentre:
         self._plays: dict[LegId, int] = {}
         self._play_id = 0
         self._searches: dict[CallId, _Search] = {}
+        self._messages: dict[CallId, float] = {}
         self._handling: dict[QueueId, float] = {}
         self._reasons: frozenset[str] = frozenset()
         self._dispositions: frozenset[str] = frozenset()
@@ -293,10 +294,10 @@ class ContactCentre:
                 call = self._calls.get(CallId(leg_id))
                 if call is not None and call.call_id in self._steps:
                     self._flow_on(call, ivr.DigitPressed(digit))
-            case MessageEnded(leg_id, seconds):
+            case MessageEnded(leg_id):
                 call = self._calls.get(CallId(leg_id))
-                if call is not None and isinstance(self._steps.get(call.call_id), ivr.MessageStep):
-                    self._flow_on(call, ivr.MessageEnded(seconds))
+                if call is not None:
+                    self._message_over(call)
             case ConversationOver(leg_id):
                 self._conversation_over(leg_id)
             case ArrangeFailed(call_id, detail):
@@ -447,9 +448,16 @@ class ContactCentre:
                 self._timers.set(Timer("collect", call.call_id), self._now.seconds + seconds)
                 self._flow_on(call, ivr.PromptsEnded())
             case ivr.MessageStep(max_seconds=seconds):
+                self._messages[call.call_id] = self._now.seconds
                 self._out.append(TakeMessage(call, call.caller_leg.leg_id, seconds))
             case ivr.QueueStep() | ivr.TransferStep() | ivr.HangUpStep() | None:
                 pass
+
+    def _message_over(self, call: Call) -> None:
+        """The caller has stopped speaking, by key, by silence or by hanging up."""
+        began = self._messages.pop(call.call_id, None)
+        if began is not None and isinstance(self._steps.get(call.call_id), ivr.MessageStep):
+            self._flow_on(call, ivr.MessageEnded(self._now.seconds - began))
 
     def _say_then_hang_up(self, call: Call, prompt: str) -> None:
         self._leave_flow(call)
@@ -786,6 +794,8 @@ class ContactCentre:
             self._ring_failed(call, leg, leg.cancelled or outcome)
 
     def _caller_gone(self, call: Call) -> None:
+        self._message_over(call)
+        call = self._calls[call.call_id]
         self._forget_waiting(call)
         self._leave_flow(call)
         ringing = [leg for leg in call.others if not leg.up]

@@ -50,7 +50,6 @@ class DigitPressed:
 @dataclass(frozen=True, slots=True)
 class MessageEnded:
     leg_id: LegId
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +80,12 @@ class PhoneSeen:
 
 @dataclass(frozen=True, slots=True)
 class LegSeen:
-    """A living channel as a resync found it."""
+    """A living channel as a resync found it: one of ours, or a caller's that waits for somebody to take it over."""
 
     leg_id: LegId
     up: bool
     caller: str = ""
     dialled: str = ""
-    in_fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)

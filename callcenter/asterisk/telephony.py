@@ -1,0 +1,264 @@
+"""The telephony as the engine sees it: effects in, events out, a heartbeat, and a resync after every connection."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiUnavailable
+from callcenter.asterisk.translate import (
+    Action,
+    CallEffect,
+    RawPath,
+    Switchboard,
+    caller_of,
+    event_of,
+    is_ours,
+    leg_of,
+)
+from callcenter.domain.agents import Agent, AgentState
+from callcenter.domain.calls import LegId, Outcome, call_id_of
+from callcenter.domain.messages import (
+    ArrangeFailed,
+    Event,
+    LegEnded,
+    LegSeen,
+    PhoneSeen,
+    TelephonyLost,
+    TelephonyResynced,
+)
+
+log = structlog.get_logger(__name__)
+
+_BEAT_SECONDS = 1.0
+_MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
+
+
+class Telephony:
+    """Owns the AMI link; ``post`` receives events in Asterisk's order.
+
+    While a resync gathers its lists, events are held back and follow it: the centre first learns what is, then what
+    has happened since.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        username: str,
+        secret: str,
+        prompts: Path,
+        raw_path: RawPath,
+        post: Callable[[Event], None],
+    ) -> None:
+        self._post = post
+        self._switchboard = Switchboard(raw_path, prompts)
+        self._link = AmiLink(
+            host=host,
+            port=port,
+            username=username,
+            secret=secret,
+            on_event=self._event,
+            on_up=self._came_up,
+            on_down=self._went_down,
+        )
+        self._up = asyncio.Event()
+        self._held_back: deque[AmiMessage] | None = None
+        self._channels: set[LegId] = set()
+        self._contacts: dict[str, dict[str, bool]] = {}
+        self._members: dict[str, bool] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether calls can be steered now."""
+        return self._link.connected and self._held_back is None
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises AmiLoginFailed for a secret that Asterisk refuses."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._resync_whenever_up(), name="telephony resync")
+            tasks.create_task(self._beat(), name="telephony heartbeat")
+            tasks.create_task(self._link.run(), name="ami link")
+
+    # --- effects --------------------------------------------------------------------------------------------
+
+    def perform(self, effect: CallEffect) -> None:
+        """Write the effect's actions now; what fails comes back as an event."""
+        for action in self._switchboard.actions(effect):
+            reply = self._link.submit(action.name, action.headers)
+            reply.add_done_callback(partial(self._answered, action))
+
+    def _answered(self, action: Action, reply: asyncio.Future[AmiMessage]) -> None:
+        if reply.cancelled():
+            return
+        error = reply.exception()
+        if error is None:
+            return
+        if not isinstance(error, AmiError):
+            raise error
+        gone = isinstance(error, AmiRefused) and action.name in ("Hangup", "Setvar", "MuteAudio")
+        # A party who hangs up as we act on him is the rule, not a fault: his Hangup event is on its way.
+        (log.debug if gone else log.warning)(
+            "ami action failed", action=action.name, error=type(error).__name__
+        )
+        if isinstance(error, AmiUnavailable):
+            return  # the resync that follows tells what lives
+        if action.rings is not None:
+            self._post(LegEnded(action.rings, Outcome.UNREACHABLE))
+        elif action.arranges is not None:
+            self._post(ArrangeFailed(action.arranges, str(error)))
+
+    def mirror(self, agent: Agent) -> None:
+        """Keep the fallback queue's members what the ready agents are, for the time without an engine."""
+        phone = agent.profile.phone
+        if phone is None or not self._link.connected:
+            return
+        ready = agent.state is AgentState.READY
+        if self._members.get(phone, False) == ready:
+            return
+        self._members[phone] = ready
+        headers = {"Queue": "fallback", "Interface": f"PJSIP/{phone}"}
+        reply = self._link.submit("QueueAdd" if ready else "QueueRemove", headers)
+        reply.add_done_callback(_note_failure)
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def _event(self, message: AmiMessage) -> None:
+        if self._held_back is not None:
+            if len(self._held_back) < _MAX_HELD_BACK:
+                self._held_back.append(message)
+            return
+        if not self._link.connected:
+            return  # before the resync nothing is known yet that this could change
+        self._take(message)
+
+    def _take(self, message: AmiMessage) -> None:
+        match message.name:
+            case "Newchannel":
+                self._channels.add(leg_of(message))
+                return
+            case "Hangup":
+                self._channels.discard(leg_of(message))
+                self._switchboard.forget_leg(leg_of(message))
+            case "OriginateResponse":
+                # A phone without a registration never becomes a channel, so no Hangup tells of it.
+                leg_id = LegId(message.get("ActionID"))
+                if message.get("Response") == "Failure" and leg_id not in self._channels:
+                    self._post(LegEnded(leg_id, Outcome.UNREACHABLE))
+                return
+            case "ContactStatus":
+                self._contact(message.get("AOR"), message.get("URI"), message.get("ContactStatus"))
+                return
+        event = event_of(message)
+        if event is not None:
+            self._post(event)
+
+    def _contact(self, phone: str, uri: str, status: str) -> None:
+        """One contact of a phone; a phone that registers from elsewhere has two for a moment."""
+        contacts = self._contacts.setdefault(phone, {})
+        before = any(contacts.values())
+        if status == "Removed":
+            contacts.pop(uri, None)
+        else:
+            contacts[uri] = status != "Unreachable"
+        after = any(contacts.values())
+        if before != after:
+            self._post(PhoneSeen(phone, after))
+
+    # --- connection -----------------------------------------------------------------------------------------
+
+    def _came_up(self) -> None:
+        self._held_back = deque()
+        self._up.set()
+
+    def _went_down(self, reason: str) -> None:
+        self._up.clear()
+        self._held_back = None
+        self._members.clear()
+        self._post(TelephonyLost(reason))
+
+    async def _resync_whenever_up(self) -> None:
+        while True:
+            await self._up.wait()
+            self._up.clear()
+            try:
+                snapshot = await self._snapshot()
+            except AmiError as error:
+                log.warning("resync failed", error=type(error).__name__)
+                if self._link.connected:
+                    await asyncio.sleep(_BEAT_SECONDS)
+                    self._up.set()
+                continue
+            self._post(snapshot)
+            held_back, self._held_back = self._held_back, None
+            for message in held_back or ():
+                self._take(message)
+
+    async def _snapshot(self) -> TelephonyResynced:
+        rows = await self._link.list_action("CoreShowChannels")
+        self._channels = {leg_of(row) for row in rows}
+        self._switchboard.found(rows)
+        legs = [leg for row in rows if (leg := await self._leg_seen(row)) is not None]
+        self._contacts = {}
+        for row in await self._list("PJSIPShowContacts"):
+            phone, uri = _contact_of(row)
+            self._contacts.setdefault(phone, {})[uri] = row.get("Status") != "Unreachable"
+        for row in await self._list(
+            "QueueStatus", {"Queue": "fallback"}, complete_event="QueueStatusComplete"
+        ):
+            if row.name == "QueueMember":
+                self._members[row.get("Location").removeprefix("PJSIP/")] = True
+        phones = frozenset(phone for phone, contacts in self._contacts.items() if any(contacts.values()))
+        return TelephonyResynced(tuple(legs), phones)
+
+    async def _list(
+        self, action: str, headers: Mapping[str, str] | None = None, *, complete_event: str | None = None
+    ) -> list[AmiMessage]:
+        try:
+            return await self._link.list_action(action, headers or {}, complete_event=complete_event)
+        except AmiRefused:
+            return []  # several lists answer an empty one with an error
+
+    async def _leg_seen(self, row: AmiMessage) -> LegSeen | None:
+        leg_id = leg_of(row)
+        if not is_ours(leg_id):
+            return None
+        if LegId(call_id_of(leg_id)) != leg_id:
+            return LegSeen(leg_id, up=row.get("ChannelStateDesc") == "Up")
+        if await self._variable(leg_id, "PARTY") != "caller":
+            return None
+        if row.get("Context") == "fallback" and row.get("BridgeId"):
+            return None  # the fallback queue has given him an agent: let them talk
+        return LegSeen(
+            leg_id, up=True, caller=caller_of(row), dialled=await self._variable(leg_id, "DIALLED")
+        )
+
+    async def _variable(self, leg_id: LegId, name: str) -> str:
+        try:
+            return (await self._link.action("Getvar", {"Channel": leg_id, "Variable": name})).get("Value")
+        except AmiRefused:
+            return ""  # hung up since the list
+
+    async def _beat(self) -> None:
+        """Tell the dialplan every second that an engine is there (docs/adr/0002)."""
+        while True:
+            if self._link.connected:
+                beat = {"Variable": "ENGINE_BEAT", "Value": str(int(time.time()))}
+                self._link.submit("Setvar", beat).add_done_callback(_note_failure)
+            await asyncio.sleep(_BEAT_SECONDS)
+
+
+def _note_failure(reply: asyncio.Future[AmiMessage]) -> None:
+    if not reply.cancelled() and (error := reply.exception()) is not None:
+        log.info("ami action failed", error=type(error).__name__)
+
+
+def _contact_of(row: AmiMessage) -> tuple[str, str]:
+    """Phone and URI of a ``ContactList`` row, whose object name is ``<aor>;@<hash>`` or ``<aor>@@<hash>``."""
+    phone = row.get("AOR") or row.get("Aor") or row.get("ObjectName").partition(";@")[0].partition("@@")[0]
+    return phone, row.get("Uri") or row.get("URI")

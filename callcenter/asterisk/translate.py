@@ -1,0 +1,311 @@
+"""Between AMI's words and the domain's: messages into events, effects into actions. Pure.
+
+``event_of`` needs no memory. ``Switchboard`` remembers only where it has put each leg, because the domain says who
+should hear whom and the way there depends on where they are: two parties meet on a plain bridge (half the price of
+a mixing room), three or a held caller need the room ``room-<call id>``, and whoever is in a room stays in it.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import assert_never
+
+from callcenter.asterisk.ami import AmiMessage
+from callcenter.domain.calls import Call, CallId, LegId, Outcome, Role, call_id_of
+from callcenter.domain.messages import (
+    Arrange,
+    CallArrived,
+    ConversationOver,
+    DigitPressed,
+    Event,
+    FallBack,
+    FellBack,
+    HangUp,
+    LegAnswered,
+    LegEnded,
+    Meanwhile,
+    MessageEnded,
+    Mute,
+    Play,
+    PromptsEnded,
+    Record,
+    Ring,
+    TakeMessage,
+    Wait,
+)
+from callcenter.domain.recordings import RecordingKind
+
+RawPath = Callable[[Call, LegId, RecordingKind], Path]
+"""Where Asterisk is to write a recording: decided by the owner of the recordings."""
+
+CallEffect = Play | Wait | TakeMessage | Ring | Arrange | HangUp | Mute | Record | FallBack
+
+_OURS = re.compile(r".+\.\d+(-\d+)?")
+_PROMPT = re.compile(r"[a-z0-9_/-]+")
+_SHOWABLE = re.compile(r"[^0-9+*#]")
+
+
+def leg_of(message: AmiMessage) -> LegId:
+    return LegId(message.get("Uniqueid"))
+
+
+def event_of(message: AmiMessage) -> Event | None:
+    """What an AMI event means for the centre; None when it means nothing."""
+    leg_id = leg_of(message)
+    match message.name:
+        case "Hangup":
+            return LegEnded(leg_id, outcome_of(message.get("Cause"), message.get("TechCause")))
+        case "DTMFEnd" if message.get("Direction") == "Received":
+            return DigitPressed(leg_id, message.get("Digit"))
+        case "UserEvent":
+            return _user_event(message, leg_id)
+        case _:
+            return None
+
+
+def _user_event(message: AmiMessage, leg_id: LegId) -> Event | None:
+    match message.get("UserEvent"):
+        case "CallArrived":
+            return CallArrived(CallId(leg_id), caller_of(message), message.get("Dialled"))
+        case "LegAnswered":
+            return LegAnswered(leg_id)
+        case "PromptEnded" if message.get("PlayId").isdigit():
+            return PromptsEnded(leg_id, int(message.get("PlayId")))
+        case "AfterTalk":
+            return ConversationOver(leg_id)
+        case "MessageEnded":
+            return MessageEnded(leg_id)
+        case "EngineFallback":
+            return FellBack(leg_id)
+        case _:
+            return None
+
+
+def caller_of(message: AmiMessage) -> str:
+    number = message.get("CallerIDNum")
+    return "" if number == "<unknown>" else number[:64]
+
+
+def outcome_of(cause: str, tech_cause: str) -> Outcome:
+    """Why a ringing leg ended: the SIP status where there is one, else the Q.850 cause.
+
+    RFC 3261 21.4-21.6: 486/600 busy, 603 decline, 408/487 nobody answered in time, 480 and every other refusal: not
+    to be reached. Q.850: 17 busy, 18/19 no answer, 21 rejected.
+    """
+    status = tech_cause.strip().rpartition(" ")[2]
+    by_status = {
+        "486": Outcome.BUSY,
+        "600": Outcome.BUSY,
+        "603": Outcome.REFUSED,
+        "408": Outcome.NO_ANSWER,
+        "487": Outcome.NO_ANSWER,
+    }
+    by_cause = {
+        "17": Outcome.BUSY,
+        "18": Outcome.NO_ANSWER,
+        "19": Outcome.NO_ANSWER,
+        "21": Outcome.REFUSED,
+    }
+    return by_status.get(status) or by_cause.get(cause, Outcome.UNREACHABLE)
+
+
+def is_ours(leg_id: str) -> bool:
+    """Whether a channel id is of the form of a caller's leg or of one that we rang."""
+    return _OURS.fullmatch(leg_id) is not None
+
+
+# --- actions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One AMI action, and whose failure it is when it is refused."""
+
+    name: str
+    headers: dict[str, str | list[str]]
+    rings: LegId | None = None
+    """The leg that does not come to be when this fails."""
+    arranges: CallId | None = None
+    """The call whose parties do not hear each other when this fails."""
+
+
+class _Where(StrEnum):
+    BRIDGE = "bridge"
+    ROOM = "room"
+    HOLD = "hold"
+
+
+@dataclass(slots=True)
+class Switchboard:
+    """Where the legs are, and the actions that carry out an effect from there."""
+
+    raw_path: RawPath
+    prompts: Path
+    _places: dict[CallId, dict[LegId, _Where]] = field(default_factory=dict)
+
+    def actions(self, effect: CallEffect) -> list[Action]:
+        match effect:
+            case Play(leg_id, play_id, prompts, then):
+                self._left(leg_id)
+                after = "wait" if then is Meanwhile.MUSIC else "quiet"
+                files = "&".join(self._prompt(name) for name in prompts)
+                return [
+                    _set(leg_id, ("PROMPTS", files), ("PLAY_ID", str(play_id)), ("AFTER_PROMPT", after)),
+                    _go(leg_id, "play"),
+                ]
+            case Wait(leg_id, hearing):
+                self._left(leg_id)
+                return [_go(leg_id, "wait" if hearing is Meanwhile.MUSIC else "quiet")]
+            case TakeMessage(call, leg_id, seconds):
+                self._left(leg_id)
+                path = self.raw_path(call, leg_id, RecordingKind.MESSAGE)
+                return [
+                    _set(leg_id, ("MESSAGE_FILE", str(path)), ("MESSAGE_SECONDS", str(seconds))),
+                    _go(leg_id, "message"),
+                ]
+            case Ring():
+                return [_originate(effect)]
+            case Arrange():
+                return self._arrange(effect)
+            case HangUp(leg_id):
+                return [Action("Hangup", {"Channel": leg_id, "Cause": "16"})]
+            case Mute(leg_id, on):
+                headers = {"Channel": leg_id, "Direction": "in", "State": "on" if on else "off"}
+                return [Action("MuteAudio", dict(headers))]
+            case Record(call, leg_id):
+                return self._record(call, leg_id)
+            case FallBack(leg_id):
+                self._left(leg_id)
+                return [_redirect(leg_id, "fallback", "s")]
+            case _:
+                assert_never(effect)
+
+    def forget_leg(self, leg_id: LegId) -> None:
+        """The leg has ended."""
+        self._left(leg_id)
+
+    def found(self, rows: Iterable[AmiMessage]) -> None:
+        """Learn from ``CoreShowChannels`` where everybody is."""
+        self._places.clear()
+        for row in rows:
+            leg_id = leg_of(row)
+            if not is_ours(leg_id):
+                continue
+            if row.get("Application") == "ConfBridge":
+                self._put(leg_id, _Where.ROOM)
+            elif row.get("Context") == "engine" and row.get("Exten") == "hold":
+                self._put(leg_id, _Where.HOLD)
+            elif row.get("BridgeId"):
+                self._put(leg_id, _Where.BRIDGE)
+
+    def _put(self, leg_id: LegId, where: _Where) -> None:
+        self._places.setdefault(call_id_of(leg_id), {})[leg_id] = where
+
+    def _left(self, leg_id: LegId) -> None:
+        call_id = call_id_of(leg_id)
+        places = self._places.get(call_id, {})
+        places.pop(leg_id, None)
+        if not places:
+            self._places.pop(call_id, None)
+
+    def _prompt(self, name: str) -> str:
+        # The names come from checked flows; a name that could be read as syntax is a bug, not an input.
+        if not _PROMPT.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a prompt: letters a-z, digits, _ - and / only.")
+        return str(self.prompts / name)
+
+    def _arrange(self, wish: Arrange) -> list[Action]:
+        places = self._places.get(wish.call_id, {})
+        in_room = any(where is _Where.ROOM for where in places.values())
+        if len(wish.together) == 2 and not wish.held and not in_room:
+            if all(places.get(leg_id) is _Where.BRIDGE for leg_id in wish.together):
+                return []
+            for leg_id in wish.together:
+                self._put(leg_id, _Where.BRIDGE)
+            first, second = wish.together
+            headers: dict[str, str | list[str]] = {"Channel1": first, "Channel2": second, "Tone": "no"}
+            return [Action("Bridge", headers, arranges=wish.call_id)]
+        room = f"room-{wish.call_id}"
+        moves = [(leg_id, room) for leg_id in wish.together if places.get(leg_id) is not _Where.ROOM]
+        moves += [(leg_id, "hold") for leg_id in wish.held if places.get(leg_id) is not _Where.HOLD]
+        bridged = [move for move in moves if places.get(move[0]) is _Where.BRIDGE]
+        actions = []
+        if len(bridged) == 2:
+            # Both at once: the one who is moved alone would leave the other to the dialplan's good-bye.
+            (first, one), (second, two) = bridged
+            actions.append(_redirect(first, "engine", one, also=(second, two), arranges=wish.call_id))
+            moves = [move for move in moves if move not in bridged]
+        actions += [_redirect(leg_id, "engine", exten, arranges=wish.call_id) for leg_id, exten in moves]
+        for leg_id in wish.together:
+            self._put(leg_id, _Where.ROOM)
+        for leg_id in wish.held:
+            self._put(leg_id, _Where.HOLD)
+        return actions
+
+    def _record(self, call: Call, leg_id: LegId) -> list[Action]:
+        alone = _monitor(leg_id, "", f"r({self.raw_path(call, leg_id, RecordingKind.LEG)})")
+        if call.leg(leg_id) is call.caller_leg:
+            return [_monitor(leg_id, str(self.raw_path(call, leg_id, RecordingKind.CALL)), "D"), alone]
+        return [alone]
+
+
+def _set(leg_id: LegId, *variables: tuple[str, str]) -> Action:
+    """Several channel variables in one action; no value holds a comma (checked names and our own paths)."""
+    names, values = zip(*variables, strict=True)
+    if any("," in value for value in values):
+        raise ValueError(f"A comma would split the values of {names}: {values}.")
+    headers: dict[str, str | list[str]] = {
+        "Channel": leg_id,
+        "Variable": f"ARRAY({','.join(names)})",
+        "Value": ",".join(values),
+    }
+    return Action("Setvar", headers)
+
+
+def _go(leg_id: LegId, exten: str) -> Action:
+    return _redirect(leg_id, "engine", exten)
+
+
+def _redirect(
+    leg_id: LegId,
+    context: str,
+    exten: str,
+    *,
+    also: tuple[LegId, str] | None = None,
+    arranges: CallId | None = None,
+) -> Action:
+    headers: dict[str, str | list[str]] = {
+        "Channel": leg_id,
+        "Context": context,
+        "Exten": exten,
+        "Priority": "1",
+    }
+    if also is not None:
+        other, where = also
+        headers |= {"ExtraChannel": other, "ExtraContext": context, "ExtraExten": where, "ExtraPriority": "1"}
+    return Action("Redirect", headers, arranges=arranges)
+
+
+def _originate(ring: Ring) -> Action:
+    address = f"{ring.address}@trunk" if ring.role is Role.OUTSIDE else ring.address
+    number = _SHOWABLE.sub("", ring.caller) or "anonymous"
+    line = _SHOWABLE.sub("", ring.line)
+    headers: dict[str, str | list[str]] = {
+        "ActionID": ring.leg_id,
+        "Channel": f"PJSIP/{address}",
+        "Context": "engine",
+        "Exten": "answered",
+        "Priority": "1",
+        "ChannelId": ring.leg_id,
+        "Timeout": str(int(ring.seconds * 1000)),
+        "CallerID": f'"{line}" <{number}>',
+        "Variable": [f"PARTY={ring.role.value}"],
+        "Async": "true",
+    }
+    return Action("Originate", headers, rings=ring.leg_id)
+
+
+def _monitor(leg_id: LegId, file: str, options: str) -> Action:
+    return Action("MixMonitor", {"Channel": leg_id, "File": file, "Options": options})

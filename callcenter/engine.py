@@ -1,0 +1,178 @@
+"""The single writer: everything that happens goes through one inbox into the centre, and its effects come out.
+
+The engine holds the clock. It calls ``advance`` before each event so that a deadline is never behind a burst, and
+lets the loop breathe every few hundred events.
+"""
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+
+from callcenter.domain.agents import Agent, Queue
+from callcenter.domain.calls import Call, CallId, Now, Phase, QueueId, UserId
+from callcenter.domain.centre import ContactCentre, QueueStatus
+from callcenter.domain.messages import Alarm, Effect, Event, Request, SaveAgent, SaveCall
+
+log = structlog.get_logger(__name__)
+
+Change = SaveCall | SaveAgent | Alarm
+Listener = Callable[[Change], None]
+
+_BREATH = 200
+
+
+def clock() -> Now:
+    """Both clocks, read together."""
+    return Now(time.monotonic(), datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    request: Request
+    done: asyncio.Future[None]
+
+
+class Engine:
+    """``perform`` carries out the effects on live calls; listeners get every change of a call or an agent."""
+
+    def __init__(
+        self, centre: ContactCentre, *, perform: Callable[[Effect], None], clock: Callable[[], Now] = clock
+    ) -> None:
+        self._centre = centre
+        self._perform = perform
+        self._clock = clock
+        # Not bounded: dropping an event would lose a call. What fills it is bounded by Asterisk's own pace.
+        self._inbox: deque[Event | _Asked] = deque()
+        self._wake = asyncio.Event()
+        self._listeners: list[Listener] = []
+        self.lag_seconds = 0.0
+        """How late the last deadline was served: the health of the event loop."""
+
+    # --- for the adapters -----------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Say that something has happened; returns at once, order is kept."""
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def ask(self, request: Request) -> None:
+        """Do what a user asks; raises Refused, and then nothing has changed."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.append(_Asked(request, done))
+        self._wake.set()
+        await done
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` after each change, synchronously; it must neither block nor raise. Returns the way out."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # --- what is ---------------------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> Mapping[CallId, Call]:
+        """The living calls."""
+        return {c: call for c, call in self._centre.calls.items() if call.phase is not Phase.ENDED}
+
+    @property
+    def agents(self) -> Mapping[UserId, Agent]:
+        return self._centre.agents
+
+    @property
+    def queues(self) -> Mapping[QueueId, Queue]:
+        return self._centre.queues
+
+    @property
+    def telephony_up(self) -> bool:
+        return self._centre.telephony_up
+
+    def queue_status(self) -> list[QueueStatus]:
+        return self._centre.queue_status(self._clock())
+
+    @property
+    def waiting_events(self) -> int:
+        return len(self._inbox)
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Turn events into effects until cancelled; everything in the inbox at that moment is still done."""
+        try:
+            while True:
+                await self._sleep()
+                self.drain(at_most=_BREATH)
+                await asyncio.sleep(0)
+        finally:
+            self.drain()
+
+    async def _sleep(self) -> None:
+        """Until there is an event or a deadline."""
+        if self._inbox:
+            return
+        self._wake.clear()
+        due = self._centre.next_deadline()
+        if due is None:
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(max(0.0, due - self._clock().seconds)):
+                await self._wake.wait()
+        except TimeoutError:
+            self.lag_seconds = max(0.0, self._clock().seconds - due)
+
+    def drain(self, *, at_most: int | None = None) -> None:
+        """Take what is in the inbox, deadlines first, one turn each."""
+        self._turn(self._centre.advance, None)
+        taken = 0
+        while self._inbox and (at_most is None or taken < at_most):
+            taken += 1
+            item = self._inbox.popleft()
+            if isinstance(item, _Asked):
+                self._answer(item)
+            else:
+                self._turn(partial(self._centre.handle, item), item)
+            self._turn(self._centre.advance, None)
+
+    def _answer(self, asked: _Asked) -> None:
+        if asked.done.done():
+            return  # the asker has gone away
+        try:
+            effects = self._centre.ask(asked.request, self._clock())
+        # The asker gets whatever it raises, a Refused above all; the loop goes on.
+        except Exception as error:  # noqa: BLE001  # see above
+            asked.done.set_exception(error)
+            return
+        self._carry_out(effects)
+        asked.done.set_result(None)
+
+    def _turn(self, decide: Callable[[Now], list[Effect]], event: Event | None) -> None:
+        try:
+            effects = decide(self._clock())
+        # The one net: a bug costs the call it happened in, which the dialplan's fallback takes, and no other.
+        except Exception as error:  # noqa: BLE001  # see above
+            log.error(  # noqa: TRY400  # the exception's own text may hold a caller's number
+                "decision failed",
+                message=type(event).__name__,
+                error=type(error).__name__,
+                where="".join(traceback.format_tb(error.__traceback__)),
+            )
+            if event is None:
+                return
+            effects = self._centre.give_up(event, self._clock())
+        self._carry_out(effects)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case SaveCall() | SaveAgent() | Alarm():
+                    for listener in tuple(self._listeners):
+                        listener(effect)
+                case _:
+                    self._perform(effect)
