@@ -650,6 +650,8 @@ def _within(day: date, first: date | None, last: date | None) -> bool:
 def _said(node: Say, facts: Facts) -> tuple[str, ...]:
     match node.what:
         case SayWhat.NUMBER:
+            if not node.value.isdecimal():
+                raise ValueError(f"{node.value!r} is no whole number: write it in digits.")
             return number_prompts(int(node.value))
         case SayWhat.DIGITS:
             return digits_prompts(node.value)
