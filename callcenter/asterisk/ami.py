@@ -44,16 +44,14 @@ _PING: _Checked = MappingProxyType({"Action": "Ping"})
 _END = b"\r\n\r\n"
 _MAX_MESSAGE_BYTES = 1 << 20  # the longest message seen is 3 kB; a peer that never ends one is not Asterisk
 _MAX_UNSENT_BYTES = 1 << 20  # some 4,000 actions that Asterisk has not read yet: more would only be late
-_MAX_LINE_BYTES = (
-    1_000  # Asterisk drops a longer action line without an answer (manager.c: inbuf is 1,025 bytes)
-)
+_MAX_LINE_BYTES = 1_022  # 22.10.1 loses a longer line, and at times the ActionID to answer to with it
 _MAX_LINES = 128  # manager.h: AST_MAX_MANHEADERS
 _MAX_BACKOFF_SECONDS = 2.0
 _HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.()-]{0,79}")
 _FORBIDDEN = re.compile(r"[\r\n\0]")
 _SPLITS_VARIABLES = re.compile(r'([\\",])')
 
-# panoramisk logs whole messages and actions, caller numbers and the secret among them.
+# panoramisk logs an action it could not write in full: the secret or a caller's number.
 _silent = logging.Logger("panoramisk, silenced", level=logging.CRITICAL + 1)
 
 
@@ -493,7 +491,7 @@ class AmiLink:
 
     def went_down(self, reason: Down) -> None:
         """For the session alone: the connection ended or could not be made."""
-        if reason is Down.CLOSED or self._closing.is_set() or reason is self._told:
+        if reason is Down.CLOSED or reason is self._told:
             return
         self._told = reason
         log.warning("ami link down", host=self._host, port=self._port, reason=str(reason))

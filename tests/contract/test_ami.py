@@ -157,6 +157,18 @@ async def test_chinese_text_survives_a_read_that_ends_inside_a_character(link, p
     assert engine.states == ["up"]
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+async def test_a_message_is_whole_when_its_end_comes_in_two_reads(link, peer, engine, cut):
+    peer.answers["Ping"] = nothing
+    raw = event("Newchannel", Uniqueid="1")
+
+    await peer.send(raw[:-cut])
+    await peer.expect("Ping", count=len(peer.named("Ping")) + 1)
+    await peer.send(raw[-cut:])
+
+    assert (await engine.event("Newchannel")).get("Uniqueid") == "1"
+
+
 async def test_an_agi_result_is_unquoted_to_chinese(link, peer, engine):
     """panoramisk unquotes `Result`; over latin-1 text that would have raised inside the protocol."""
     await peer.send(event("AsyncAGIExec", CommandID="c1", Result="200%20result%3D1%20%28%E5%BC%A0%29%0A"))
@@ -360,7 +372,7 @@ async def test_an_action_id_of_ones_own_is_kept_and_refused_while_it_is_in_use(l
 
 
 @pytest.mark.parametrize(
-    "bad", ["a\r\nAction: Originate", "a\nb", "a\rb", "a\0b", "\ud800", "x" * 1_001, "张" * 334]
+    "bad", ["a\r\nAction: Originate", "a\nb", "a\rb", "a\0b", "\ud800", "x" * 1_020, "张" * 340]
 )
 @pytest.mark.parametrize("place", ["value", "variable list", "name", "action", "secret name"])
 async def test_a_header_that_would_break_the_protocol_is_never_written(link, peer, bad, place):
@@ -478,10 +490,14 @@ async def test_actions_fail_at_once_when_the_peer_reads_nothing(peer, engine):
 async def test_on_up_waits_for_fully_booted(engine):
     async with ScriptedAmi(booted=False) as peer, running(link_to(peer, engine)) as _:
         await peer.expect("Ping", count=2)
-        assert engine.told == []
+        await peer.send(event("Tick"))
+        await engine.event("Tick")
+        assert engine.states == []
 
         await peer.boot()
-        await engine.until(lambda: engine.states == ["up"])
+        await peer.boot()
+        await engine.event("FullyBooted", count=2)
+        assert engine.states == ["up"]
 
 
 async def test_before_it_is_up_an_action_is_unavailable_and_not_kept(engine):
@@ -642,6 +658,7 @@ async def test_a_peer_that_talks_is_not_stalled_while_its_pong_is_late(peer, eng
 
 async def test_a_pause_of_our_own_process_is_not_the_peers_silence(link, peer, engine):
     await peer.expect("Ping", count=2)
+    await link.action("Marker")  # every pong so far has been read: nothing lies in the socket
     time.sleep(0.6)  # twice the stall time, peer and link alike
     pings = len(peer.named("Ping"))
     await peer.expect("Ping", count=pings + 2)
@@ -688,6 +705,17 @@ async def test_close_before_run_makes_run_return(peer, engine):
     assert peer.connections == 0
 
 
+async def test_close_while_connecting_does_not_log_in(peer, engine):
+    link = link_to(peer, engine)
+    async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as tasks:
+        tasks.create_task(link.run(), name="ami")
+        await asyncio.sleep(0)  # run() has begun to connect
+        await link.close()
+
+    assert peer.named("Login") == []
+    assert engine.told == []
+
+
 async def test_cancelling_run_closes_the_connection_and_fails_who_waits(peer, engine):
     link = link_to(peer, engine)
     peer.answers["Originate"] = nothing
@@ -716,6 +744,15 @@ async def test_neither_secret_nor_caller_stands_in_a_log(peer, engine, caplog):
     assert [entry["event"] for entry in logs] == ["ami link up"]
     assert "13800138000" not in caplog.text + str(logs)
     assert "right" not in caplog.text + str(logs)
+
+
+async def test_an_action_that_cannot_be_written_is_not_logged(link, peer, caplog):
+    link._session.transport.write_eof()
+
+    with pytest.raises(AmiError):
+        await link.action("Setvar", {"Value": "13800138000"}, timeout=0.1)
+
+    assert "13800138000" not in caplog.text
 
 
 def test_a_stall_time_shorter_than_the_ping_is_refused():
