@@ -174,6 +174,7 @@ class Telephony:
 
     def _came_up(self) -> None:
         self._held_back = deque()
+        self._say_alive()
         self._up.set()
 
     def _went_down(self, reason: str) -> None:
@@ -248,9 +249,12 @@ class Telephony:
         """Tell the dialplan every second that an engine is there (docs/adr/0002)."""
         while True:
             if self._link.connected:
-                beat = {"Variable": "ENGINE_BEAT", "Value": str(int(time.time()))}
-                self._link.submit("Setvar", beat).add_done_callback(_note_failure)
+                self._say_alive()
             await asyncio.sleep(_BEAT_SECONDS)
+
+    def _say_alive(self) -> None:
+        beat = {"Variable": "ENGINE_BEAT", "Value": str(int(time.time()))}
+        self._link.submit("Setvar", beat).add_done_callback(_note_failure)
 
 
 def _note_failure(reply: asyncio.Future[AmiMessage]) -> None:

@@ -78,7 +78,7 @@ def _user_event(message: AmiMessage, leg_id: LegId) -> Event | None:
         case "MessageEnded":
             return MessageEnded(leg_id)
         case "EngineFallback":
-            return FellBack(leg_id)
+            return FellBack(CallId(leg_id), caller_of(message), message.get("Dialled"))
         case _:
             return None
 

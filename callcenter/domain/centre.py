@@ -302,8 +302,8 @@ class ContactCentre:
                 self._conversation_over(leg_id)
             case ArrangeFailed(call_id, detail):
                 self._arrange_failed(call_id, detail)
-            case FellBack(leg_id):
-                self._fell_back(leg_id)
+            case FellBack():
+                self._fell_back(event)
             case PhoneSeen(phone, reachable):
                 self._phone_seen(phone, reachable=reachable)
             case TelephonyResynced():
@@ -1015,10 +1015,19 @@ class ContactCentre:
             # Held tells _settle to give him to somebody else once the others are gone.
             self._put(call.with_leg(replace(call.caller_leg, place=Place.HELD)))
 
-    def _fell_back(self, leg_id: LegId) -> None:
-        call = self._calls.get(CallId(leg_id))
-        if call is not None and call.phase is not Phase.ENDED:
-            self._put(call.with_step(self._now, StepKind.FELL_BACK))
+    def _fell_back(self, event: FellBack) -> None:
+        """Take a caller back from the fallback queue: we hear of him, so we are there."""
+        call = self._calls.get(event.call_id)
+        if call is None:
+            self._adopt(LegSeen(LegId(event.call_id), up=True, caller=event.caller, dialled=event.dialled))
+            call = self._calls[event.call_id]
+        elif call.phase is Phase.ENDED:
+            return
+        call = self._put(call.with_step(self._now, StepKind.FELL_BACK))
+        if call.phase is Phase.WAITING:
+            self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
+        elif call.phase in (Phase.IN_FLOW, Phase.AFTER) and call.call_id in self._steps:
+            self._flow_on(call, ivr.Started())
 
     def _phone_seen(self, phone: str, *, reachable: bool) -> None:
         (self._phones.add if reachable else self._phones.discard)(phone)

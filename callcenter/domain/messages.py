@@ -69,7 +69,11 @@ class ArrangeFailed:
 
 @dataclass(frozen=True, slots=True)
 class FellBack:
-    leg_id: LegId
+    """The dialplan gave a caller to its fallback queue because it heard no heartbeat."""
+
+    call_id: CallId
+    caller: str
+    dialled: str
 
 
 @dataclass(frozen=True, slots=True)
