@@ -22,19 +22,26 @@ from callcenter.phone import sip
 from callcenter.phone.g711 import Codec, Pcm
 from callcenter.phone.rtp import Counters, Pacer, Packet, Stream, lay_out
 from callcenter.phone.sip import Audio, Direction, Headers, Request, Response
+from callcenter.phone.transactions import (
+    T1_SECONDS,
+    TIMEOUT_T1,
+    USER_AGENT,
+    ClientTransaction,
+    Destination,
+    ServerTransaction,
+    reply_address,
+    response_to,
+    server_key,
+)
 
-T1_SECONDS = 0.5  # RFC 3261 17.1.1.1: a guess of the round trip
-T2_SECONDS = 4.0
-TIMEOUT_T1 = 64  # timers B, F and H are this many T1
 CLOSE_SECONDS = 2.0  # for goodbyes when the phone closes
 MAX_CALLS = 2_000  # more are answered 486
+MAX_RING_SECONDS = 180.0  # a call that nobody answers or cancels is answered 480 (as RFC 3261 timer C)
 MAX_TRANSACTIONS = 20_000  # more are dropped; the peer sends again
 MAX_WAITING_CALLS = 256  # calls nobody took with next_call; the oldest leave the list, not the phone
 MIN_SESSION_SECONDS = 90  # RFC 4028 4
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, INFO, NOTIFY, UPDATE"
-USER_AGENT = "callcenter-phone"
 
-Destination = tuple[str, int]
 Make = Callable[[tuple[str, str] | None, int], Request]  # (authorization header, CSeq) -> request
 _log = logging.getLogger(__name__)
 
@@ -92,147 +99,6 @@ class Moment(asyncio.Event):
         return self.wait().__await__()
 
 
-class _ClientTransaction:
-    """One request and its answers (RFC 3261 17.1, RFC 6026); tells `heard` each provisional and the final answers."""
-
-    def __init__(
-        self, phone: Phone, request: Request, destination: Destination, heard: Callable[[Response], None]
-    ) -> None:
-        self.request = request
-        self._phone, self._destination, self._heard = phone, destination, heard
-        self._invite = request.method == "INVITE"
-        self._data = request.encode()
-        self._interval = phone.t1
-        self._final: int | None = None
-        phone.send(self._data, destination)
-        self._again = phone.loop.call_later(self._interval, self._retransmit)
-        self._end = phone.loop.call_later(TIMEOUT_T1 * phone.t1, self._timed_out)
-
-    def _retransmit(self) -> None:
-        self._interval *= 2
-        if not self._invite:
-            self._interval = min(self._interval, T2_SECONDS)
-        self._phone.send(self._data, self._destination)
-        self._again = self._phone.loop.call_later(self._interval, self._retransmit)
-
-    def receive(self, response: Response) -> None:
-        if response.status < 200:
-            if self._final is None:
-                if self._invite:  # proceeding: the peer has it, and whoever waits has his own deadline
-                    self.stop()
-                self._heard(response)
-            return
-        if self._invite and response.status >= 300:
-            self._phone.send(self._ack(response).encode(), self._destination)
-        first, self._final = self._final is None, self._final or response.status
-        if first:
-            self.stop()
-            self._end = self._phone.loop.call_later(
-                TIMEOUT_T1 * self._phone.t1, self._phone.forget_client, self.request
-            )
-        if first or (self._invite and response.status < 300):
-            self._heard(response)
-
-    def _ack(self, response: Response) -> Request:
-        request = self.request
-        headers = Headers.of(
-            ("Via", request.headers.get("Via")),
-            ("Max-Forwards", "70"),
-            *(("Route", route) for route in request.headers.all("Route")),
-            ("From", request.headers.get("From")),
-            ("To", response.headers.get("To")),
-            ("Call-ID", request.call_id),
-            ("CSeq", f"{request.cseq} ACK"),
-        )
-        return Request(method="ACK", uri=request.uri, headers=headers)
-
-    @property
-    def pending(self) -> bool:
-        """Whether no final answer has come yet."""
-        return self._final is None
-
-    def _timed_out(self) -> None:
-        self.stop()
-        self._final = 408
-        self._phone.forget_client(self.request)
-        host, port = self._destination
-        headers = Headers(self.request.headers.items)
-        self._heard(Response(headers=headers, status=408, reason=f"no answer from {host} port {port}"))
-
-    def stop(self) -> None:
-        self._again.cancel()
-        self._end.cancel()
-
-
-class _ServerTransaction:
-    """One received request and our last answer to it, repeated as needed (RFC 3261 17.2 and 13.3.1.4)."""
-
-    def __init__(self, phone: Phone, request: Request, source: Destination) -> None:
-        self.request = request
-        self.call: Call | None = None
-        self.final: int | None = None
-        self._phone = phone
-        self._destination = _reply_to(request, source)
-        self.source = source
-        self._data = b""
-        self._interval = phone.t1
-        self._again: asyncio.TimerHandle | None = None
-        self._unacknowledged: Callable[[], None] | None = None
-        self._end: asyncio.TimerHandle | None = None
-
-    def respond(
-        self,
-        status: int,
-        reason: str = "",
-        *,
-        tag: str,
-        extra: Headers | None = None,
-        body: bytes = b"",
-        unacknowledged: Callable[[], None] | None = None,
-    ) -> None:
-        """Answer; a final answer to INVITE is repeated until ACK, and `unacknowledged` called when none comes."""
-        if self.final is not None:
-            return
-        response = _response(self.request, self.source, status, reason, tag=tag, extra=extra, body=body)
-        self._data = response.encode()
-        self.resend()
-        if status < 200:
-            return
-        self.final = status
-        loop, lifetime = self._phone.loop, TIMEOUT_T1 * self._phone.t1
-        self._end = loop.call_later(lifetime, self._finish)
-        if self.request.method == "INVITE":
-            self._unacknowledged = unacknowledged
-            self._again = loop.call_later(self._interval, self._retransmit)
-
-    def resend(self) -> None:
-        if self._data:
-            self._phone.send(self._data, self._destination)
-
-    def _retransmit(self) -> None:
-        self.resend()
-        self._interval = min(2 * self._interval, T2_SECONDS)
-        self._again = self._phone.loop.call_later(self._interval, self._retransmit)
-
-    def acknowledged(self) -> None:
-        if self._again:
-            self._again.cancel()
-        self._unacknowledged = None
-
-    def _finish(self) -> None:
-        unacknowledged = self._unacknowledged
-        self.stop()
-        self._phone.forget_server(self.request)
-        if unacknowledged:
-            unacknowledged()
-
-    def stop(self) -> None:
-        for timer in (self._again, self._end):
-            if timer:
-                timer.cancel()
-        self._unacknowledged = None
-
-
 class Call:
     """One call of a phone; made by `Phone.dial` or received from `Phone.next_call`."""
 
@@ -252,6 +118,7 @@ class Call:
         self.ringing = Moment("ringing")
         self.answered = Moment("answered")
         self.confirmed = Moment("confirmed by ACK")
+        self._agreed = Moment("confirmed by ACK or ended")
         self.cancelled = Moment("cancelled")
         self.ended = Moment("ended")
         self.settled = Moment("answered or ended")
@@ -264,10 +131,10 @@ class Call:
         self._destination: Destination = phone.server or phone.local
         self._cseq = secrets.randbelow(10_000) + 1
         self._remote_cseq = -1
-        self._invite: _ClientTransaction | None = None  # ours that runs
+        self._invite: ClientTransaction | None = None  # ours that runs
         self._cancel_wished = False
         self._provisional = False
-        self._received: _ServerTransaction | None = None  # the peer's INVITE
+        self._received: ServerTransaction | None = None  # the peer's INVITE
         self._extra: Mapping[str, str] = {}
         self._held_here = False
         self._direction = Direction.SENDRECV
@@ -304,12 +171,17 @@ class Call:
             raise TimeoutError(f"the audio was not played out within {timeout:g} s") from None
 
     async def answer(self) -> None:
-        """Answer an incoming call and wait for its ACK; raises SipRefused when it is already over."""
+        """Answer an incoming call and wait for its ACK; raises SipRefused when it is over before that."""
         self._accept()
-        await self.confirmed.wait(TIMEOUT_T1 * self.phone.t1 + 1)
+        await self._agreed.wait(TIMEOUT_T1 * self.phone.t1 + 1)  # then the missing ACK has ended the call
+        if not self.confirmed.is_set():
+            raise SipRefused(self.status or 487, "the call ended before its ACK")
 
     async def reject(self, status: int = 486, reason: str = "") -> None:
         """Refuse an incoming call, e.g. 486 busy, 603 declined, 480 unavailable."""
+        self._refuse(status, reason)
+
+    def _refuse(self, status: int, reason: str = "") -> None:
         if self._received is None or self.settled.is_set():
             return
         self._received.respond(status, reason, tag=self.local_tag)
@@ -442,7 +314,7 @@ class Call:
         def make(authorization: tuple[str, str] | None, cseq: int) -> Request:
             return self._request("INVITE", authorization, cseq, body)
 
-        def started(transaction: _ClientTransaction) -> None:
+        def started(transaction: ClientTransaction) -> None:
             self._invite, self._provisional = transaction, False
 
         self.phone.ask(make, self._next_cseq, lambda: self._destination, heard, started)
@@ -594,10 +466,10 @@ class Call:
 
     # -- SIP, incoming
 
-    def ring(self, transaction: _ServerTransaction, offer: Audio | None) -> None:
+    def ring(self, transaction: ServerTransaction, offer: Audio | None) -> None:
         """Take a received INVITE and answer 180; used by the phone."""
         request = transaction.request
-        self._received, transaction.call = transaction, self
+        self._received, transaction.cancelled = transaction, self.receive_cancel
         self.remote_headers = request.headers
         self.caller = request.from_
         self.remote_tag = request.from_.tag
@@ -607,7 +479,7 @@ class Call:
         )
         self._remote_cseq = request.cseq
         self._routes = request.headers.listed("Record-Route")
-        self._destination = _reply_to(request, transaction.source)
+        self._destination, self._target = reply_address(request, transaction.source), request.from_.uri
         self._take_target(request.headers)
         if offer:
             self._take_offer(offer)
@@ -615,10 +487,11 @@ class Call:
         self.dialled.set()
         self.ringing.set()
         transaction.respond(180, tag=self.local_tag, extra=self._contact())
-        if self.phone.auto_answer_after is not None:
-            self._answer_timer = self.phone.loop.call_later(
-                self.phone.auto_answer_after, self._accept_if_waiting
-            )
+        loop, after = self.phone.loop, self.phone.auto_answer_after
+        if after is None:
+            self._answer_timer = loop.call_later(MAX_RING_SECONDS, self._refuse, 480)
+        else:
+            self._answer_timer = loop.call_later(after, self._accept_if_waiting)
 
     def _accept_if_waiting(self) -> None:
         if not self.settled.is_set():
@@ -641,7 +514,7 @@ class Call:
         self._start_audio()
         self._arm_session(session, we_asked=False)
 
-    def receive(self, transaction: _ServerTransaction, source: Destination) -> None:
+    def receive(self, transaction: ServerTransaction, source: Destination) -> None:
         """Take a request within this call; used by the phone."""
         request = transaction.request
         if request.cseq <= self._remote_cseq:  # 12.2.2: out of order
@@ -660,7 +533,7 @@ class Call:
             case _:
                 transaction.respond(200, tag=self.local_tag)
 
-    def _receive_offer(self, transaction: _ServerTransaction) -> None:
+    def _receive_offer(self, transaction: ServerTransaction) -> None:
         request = transaction.request
         invite = request.method == "INVITE"
         if self.state is not CallState.ANSWERED or (invite and self._invite and self._invite.pending):
@@ -672,7 +545,7 @@ class Call:
             return
         if invite:
             self.reinvites += 1
-            self._received, transaction.call = transaction, self
+            self._received = transaction
         self._take_target(request.headers)
         if offer:
             self._take_offer(offer)
@@ -696,6 +569,7 @@ class Call:
         if request.body and not self._received.request.body:
             self._take_answer(request.body)
         self.confirmed.set()
+        self._agreed.set()
 
     def receive_cancel(self, request: Request) -> None:
         """Take the caller's CANCEL of a call that we have not answered."""
@@ -714,7 +588,9 @@ class Call:
     def _take_target(self, headers: Headers) -> None:
         """Refresh where requests within the call go: the first route, else the peer's Contact (12.2.1.1)."""
         with contextlib.suppress(ValueError, IndexError):
-            self._target = sip.parse_address(headers.listed("Contact")[0]).uri
+            contact = sip.parse_address(headers.listed("Contact")[0]).uri
+            sip.parse_uri(contact)
+            self._target = contact
             hop = sip.parse_address(self._routes[0]).uri if self._routes else self._target
             uri = sip.parse_uri(hop)
             ip_address(uri.host)  # a name is not looked up here: then the answers' own address serves
@@ -785,6 +661,7 @@ class Call:
         self.stream.close()
         self.ended.set()
         self.settled.set()
+        self._agreed.set()
         self.phone.forget_call(self)
 
 
@@ -822,8 +699,8 @@ class Phone(asyncio.DatagramProtocol):
         self.pacer = pacer or Pacer()
         self._own_pacer = pacer is None
         self._transport: asyncio.DatagramTransport | None = None
-        self._clients: dict[tuple[str, str], _ClientTransaction] = {}
-        self._servers: dict[tuple[object, ...], _ServerTransaction] = {}
+        self._clients: dict[tuple[str, str], ClientTransaction] = {}
+        self._servers: dict[tuple[object, ...], ServerTransaction] = {}
         self._waiting: asyncio.Queue[Call] = asyncio.Queue(MAX_WAITING_CALLS)  # full: the oldest leaves
         self._silenced: set[str] = set()  # Call-IDs to which nothing is said any more
         self._register_id, self._register_tag, self._register_cseq = _token(), _token(), 0
@@ -975,12 +852,12 @@ class Phone(asyncio.DatagramProtocol):
             return await self._register(int(least))
         if response.status >= 300:
             raise SipRefused(response.status, response.reason)
-        granted = [
-            address.params["expires"]
-            for contact in response.headers.listed("Contact")
-            if (address := sip.parse_address(contact)).uri == self.contact and "expires" in address.params
-        ]
-        text = (granted or [response.headers.get("Expires")])[0]
+        text = response.headers.get("Expires")
+        for contact in response.headers.listed("Contact"):
+            with contextlib.suppress(ValueError):
+                address = sip.parse_address(contact)
+                if address.uri == self.contact:
+                    text = address.params.get("expires", text)
         return float(text) if text.isdigit() and len(text) < 8 else float(expires)
 
     async def _keep_registered(self, expires: int, granted: float) -> None:
@@ -1018,9 +895,9 @@ class Phone(asyncio.DatagramProtocol):
 
     def start(
         self, request: Request, destination: Destination, heard: Callable[[Response], None]
-    ) -> _ClientTransaction:
+    ) -> ClientTransaction:
         """Begin a client transaction."""
-        transaction = _ClientTransaction(self, request, destination, heard)
+        transaction = ClientTransaction(self, request, destination, heard)
         self._clients[request.via.branch, request.method] = transaction
         return transaction
 
@@ -1030,7 +907,7 @@ class Phone(asyncio.DatagramProtocol):
         next_cseq: Callable[[], int],
         destination: Callable[[], Destination],
         heard: Callable[[Response], None],
-        started: Callable[[_ClientTransaction], None] = lambda _: None,
+        started: Callable[[ClientTransaction], None] = lambda _: None,
     ) -> None:
         """Run a request, answering a digest challenge once, and once more when its nonce was stale."""
         attempts = 0
@@ -1083,7 +960,7 @@ class Phone(asyncio.DatagramProtocol):
 
     def forget_server(self, request: Request) -> None:
         """Let go of a finished transaction."""
-        self._servers.pop(_server_key(request, request.method), None)
+        self._servers.pop(server_key(request, request.method), None)
 
     def silence_call(self, call_id: str) -> None:
         """Say nothing any more about a call, whatever is asked."""
@@ -1107,8 +984,8 @@ class Phone(asyncio.DatagramProtocol):
         except sip.Malformed as error:
             self.malformed += 1
             if error.request is not None and error.request.method != "ACK":
-                answer = _response(error.request, source, error.status, "", tag=_token())
-                self.send(answer.encode(), _reply_to(error.request, source))
+                answer = response_to(error.request, source, error.status, "", tag=_token())
+                self.send(answer.encode(), reply_address(error.request, source))
             return
         if message.call_id in self._silenced:
             return
@@ -1123,7 +1000,7 @@ class Phone(asyncio.DatagramProtocol):
         """Take an ICMP report; the timers notice a peer that is gone."""
 
     def _receive(self, request: Request, source: Destination) -> None:
-        key = _server_key(request, "INVITE" if request.method == "ACK" else request.method)
+        key = server_key(request, "INVITE" if request.method == "ACK" else request.method)
         known = self._servers.get(key)
         call = self.calls.get((request.call_id, request.to.tag)) if request.to.tag else None
         if request.method == "ACK":
@@ -1137,7 +1014,7 @@ class Phone(asyncio.DatagramProtocol):
             return
         if len(self._servers) >= MAX_TRANSACTIONS:
             return
-        transaction = self._servers[key] = _ServerTransaction(self, request, source)
+        transaction = self._servers[key] = ServerTransaction(self, request, source)
         unsupported = [name for name in request.headers.listed("Require") if name.lower() != "timer"]
         match request.method:
             case "CANCEL":
@@ -1161,16 +1038,16 @@ class Phone(asyncio.DatagramProtocol):
             case _:
                 transaction.respond(501, tag=_token(), extra=Headers((("Allow", ALLOW),)))
 
-    def _receive_cancel(self, transaction: _ServerTransaction) -> None:
-        invite = self._servers.get(_server_key(transaction.request, "INVITE"))
+    def _receive_cancel(self, transaction: ServerTransaction) -> None:
+        invite = self._servers.get(server_key(transaction.request, "INVITE"))
         if invite is None:
             transaction.respond(481, tag=_token())
             return
-        transaction.respond(200, tag=invite.call.local_tag if invite.call else _token())
-        if invite.call:
-            invite.call.receive_cancel(transaction.request)
+        transaction.respond(200, tag=invite.tag or _token())
+        if invite.cancelled:
+            invite.cancelled(transaction.request)
 
-    def _receive_call(self, transaction: _ServerTransaction) -> None:
+    def _receive_call(self, transaction: ServerTransaction) -> None:
         request, tag = transaction.request, _token()
         offer = sip.parse_sdp(request.body) if request.body else None
         seconds, _ = _session(request.headers)
@@ -1214,52 +1091,6 @@ def _route_from(server: Destination) -> str:
         probe.connect(server)
         host: str = probe.getsockname()[0]
         return host
-
-
-def _server_key(request: Request, method: str) -> tuple[object, ...]:
-    """What names a server transaction (17.2.3), safe for branches that are not unique."""
-    via = request.via
-    return via.branch, via.host, via.port, request.call_id, request.cseq, method
-
-
-def _reply_to(request: Request, source: Destination) -> Destination:
-    """Where answers go: back to the source, at its own port when it asked for that (RFC 3581), else at Via's."""
-    via = request.via
-    return source if "rport" in via.params else (source[0], via.port or 5060)
-
-
-def _response(
-    request: Request,
-    source: Destination,
-    status: int,
-    reason: str,
-    *,
-    tag: str,
-    extra: Headers | None = None,
-    body: bytes = b"",
-) -> Response:
-    first, *rest = request.headers.listed("Via")
-    if "rport" in request.via.params:
-        parts = [part for part in first.split(";") if part.partition("=")[0].strip().lower() != "rport"]
-        first = ";".join([*parts, f"received={source[0]}", f"rport={source[1]}"])
-    to = request.headers.get("To")
-    with contextlib.suppress(ValueError):
-        if status > 100 and not request.to.tag:
-            to = f"{to};tag={tag}"
-    headers = Headers.of(
-        *(("Via", via) for via in (first, *rest)),
-        *(("Record-Route", route) for route in request.headers.all("Record-Route")),
-        ("From", request.headers.get("From")),
-        ("To", to),
-        ("Call-ID", request.call_id),
-        ("CSeq", request.headers.get("CSeq")),
-        ("User-Agent", USER_AGENT),
-        *(extra or ()),
-        ("Content-Type", "application/sdp" if body else None),
-    )
-    return Response(
-        headers=headers, body=body, status=status, reason=reason or sip.REASONS.get(status, "Unknown")
-    )
 
 
 def _session(headers: Headers) -> tuple[int | None, str]:

@@ -114,6 +114,8 @@ class _Message:
 
     def _encode(self, start: str) -> bytes:
         lines = [start]
+        if "\r" in start or "\n" in start:
+            raise ValueError("the SIP address or reason has a line break; pass plain text")
         for name, value in (*self.headers, ("Content-Length", str(len(self.body)))):
             if "\r" in value or "\n" in value or not _TOKEN.match(name):
                 raise ValueError(f"the SIP header {name!r} has a line break or a bad name; pass plain text")
@@ -129,7 +131,9 @@ class Request(_Message):
     uri: str = ""
 
     def encode(self) -> bytes:
-        """The bytes on the wire, Content-Length included."""
+        """The bytes on the wire, Content-Length included; raises ValueError for what would not be one message."""
+        if " " in self.uri:
+            raise ValueError(f"{self.uri!r} cannot be called; take the spaces out")
         return self._encode(f"{self.method} {self.uri} SIP/2.0")
 
 
@@ -214,7 +218,7 @@ def parse(data: bytes) -> Request | Response:
     status_line = _STATUS_LINE.match(start)
     if status_line:
         _check(headers)
-        reason = status_line[2] or ""
+        reason = _readable(status_line[2] or "")
         return Response(headers=headers, body=_body(headers, body), status=int(status_line[1]), reason=reason)
     return _request(start, headers, body)
 
@@ -324,8 +328,8 @@ def parse_address(value: str) -> Address:
         display = display or before.strip()
     else:
         uri, _, params = rest.partition(";")
-    if not uri.strip():
-        raise ValueError("an address is empty")
+    if not uri.strip() or any(character.isspace() for character in uri.strip()):
+        raise ValueError("an address is empty or has spaces")
     return Address(_readable(display), uri.strip(), _params(params))
 
 

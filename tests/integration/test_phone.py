@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callcenter.phone import Call, CallState, Codec, Pacer, Packet, Phone, Side, SipRefused, measure, sip
+from callcenter.phone import phone as phone_module
 from callcenter.phone.rtp import FRAME_SAMPLES, lay_out
 
 QUICK_T1 = 0.05  # seconds; the timers scale with it
@@ -583,20 +584,32 @@ async def test_closing_a_phone_ends_what_lives() -> None:
         assert not callee.calls
 
 
-async def test_a_vanished_phone_says_nothing(phones: tuple[Phone, Phone]) -> None:
-    caller, callee = phones
-    async with talking(caller, callee) as (out, incoming):
+async def test_a_call_dropped_silently_answers_nothing(phones: tuple[Phone, Phone]) -> None:
+    async with talking(*phones) as (out, incoming):
         incoming.drop_silently()
         heard = out.counters.received
-        waiting = asyncio.create_task(out.reinvite(), name="re-INVITE to nobody")
-        done, _ = await asyncio.wait([waiting], timeout=1)
-        assert not done
+        asking = asyncio.create_task(out.reinvite(), name="re-INVITE to nobody")
+        assert not (await asyncio.wait([asking], timeout=0.5))[0]
         assert out.counters.received - heard <= 2
-        assert incoming.ended_by is not Side.THERE
-        caller.vanish()
-        waiting.cancel()
-        await asyncio.wait([waiting])
-    assert out.ended.is_set()
+        assert out.state is CallState.ANSWERED
+        asking.cancel()
+        await asyncio.wait([asking])
+        out.drop_silently()
+
+
+async def test_a_vanished_phone_says_nothing() -> None:
+    async with Phone(user="1002") as callee, Relay(callee.local, lose=lambda _: False, route=True) as relay:
+        async with Phone(user="1001", server=relay.address) as caller:
+            out = await caller.dial("1002")
+            incoming = await callee.next_call(5)
+            await incoming.answer()
+            await arrived(incoming, 3)
+            carried = len(relay.carried)
+            caller.vanish()
+            assert out.ended.is_set()
+        assert len(relay.carried) == carried
+        assert incoming.state is CallState.ANSWERED
+        callee.vanish()
 
 
 async def test_mute_stops_the_packets_but_not_the_call(phones: tuple[Phone, Phone]) -> None:
@@ -676,7 +689,7 @@ async def test_an_answer_that_nobody_acknowledges_ends_the_call() -> None:
     ):
         out = await caller.dial("1002")
         incoming = await callee.next_call(5)
-        with pytest.raises(TimeoutError, match="ACK"):
+        with pytest.raises(SipRefused, match="before its ACK"):
             await incoming.answer()
         await out.ended.wait(5)
         assert (incoming.ended_by, out.ended_by) == (Side.HERE, Side.THERE)
@@ -730,6 +743,22 @@ async def test_registering_answers_the_challenge_and_closing_takes_it_back() -> 
             call = await trunk.dial("12345")
             with pytest.raises(SipRefused, match="401"):
                 await call.wait_answered(5)
+
+
+async def test_a_registration_is_kept_fresh_and_asks_for_the_interval_the_registrar_wants() -> None:
+    def registrar(request: sip.Request) -> list[bytes]:
+        if request.headers.get("Expires") == "30":
+            return [reply(request, 423, ("Min-Expires", "60"))]
+        contact = request.headers.get("Contact").partition(";")[0]
+        return [reply(request, 200, ("Contact", f"<sip:other@127.0.0.1>;expires=9, {contact};expires=1"))]
+
+    async with Answering(registrar) as server, Phone(user="1001", server=server.address) as phone:
+        await phone.register(expires=30)
+        async with asyncio.timeout(5):
+            while len(server.requests) < 4:
+                await asyncio.sleep(0.02)
+        assert [request.headers.get("Expires") for request in server.requests] == ["30", "60", "30", "60"]
+        assert phone.registered
 
 
 async def test_a_second_answer_to_one_invite_is_left() -> None:
@@ -859,6 +888,54 @@ async def test_an_invite_without_offer_gets_ours_and_its_answer_comes_with_ack()
             assert (await raw.answer()).status == 200
             await incoming.ended.wait(5)
             assert incoming.cause == 16
+
+
+async def test_a_session_is_refreshed_or_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 4028 10: the refresher sends re-INVITE at half the interval, the other hangs up before it is over."""
+    monkeypatch.setattr(phone_module, "MIN_SESSION_SECONDS", 1)
+    async with Phone(user="1002", auto_answer_after=0) as phone:
+        for refresher, expected in (("uas", "INVITE"), ("uac", "BYE")):
+            with Raw(phone) as raw:
+                offer = sip.build_sdp(sip.Audio("127.0.0.1", raw.port, (Codec.PCMU,)), session=1, version=1)
+                timer = f"Session-Expires: 1;refresher={refresher}"
+                raw.send(raw.request("INVITE", timer, "Supported: timer", call=refresher, body=offer))
+                incoming = await phone.next_call(5)
+                seen = b""
+                async with asyncio.timeout(5):
+                    while not seen.startswith(expected.encode()):
+                        seen = await raw.datagram()
+                        if seen.startswith(b"SIP/2.0 200"):
+                            raw.send(raw.request("ACK", call=refresher, to_tag=sip.parse(seen).to.tag))
+                request = sip.parse(seen)
+                assert isinstance(request, sip.Request)
+                assert request.from_.tag == incoming.local_tag
+                raw.send(reply(request, 200, ("Contact", f"<sip:raw@127.0.0.1:{raw.port}>")))
+                assert incoming.ended.is_set() is (expected == "BYE")
+                incoming.drop_silently()
+
+
+async def test_a_call_nobody_takes_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, phones: tuple[Phone, Phone]
+) -> None:
+    monkeypatch.setattr(phone_module, "MAX_RING_SECONDS", 0.1)
+    caller, callee = phones
+    out = await caller.dial(callee.contact)
+    with pytest.raises(SipRefused, match="480"):
+        await out.wait_answered(5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"headers": {"X-A": "1\r\nVia: b"}}, {"headers": {"X A": "1"}}, {"caller_name": "a\nb"}]
+)
+async def test_what_is_dialled_cannot_smuggle_lines(
+    phones: tuple[Phone, Phone], options: dict[str, object]
+) -> None:
+    caller, callee = phones
+    with pytest.raises(ValueError, match="plain text"):
+        await caller.dial(callee.contact, **options)
+    with pytest.raises(ValueError, match="spaces"):
+        await caller.dial(f"{callee.contact};a b")
+    assert not caller.calls
 
 
 async def test_hostile_datagrams_do_not_disturb_a_call(phones: tuple[Phone, Phone]) -> None:
