@@ -877,7 +877,7 @@ def _kind_sentence(entry: object) -> str:
 
 
 def _suggestion(word: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1)
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else "."
 
 

@@ -912,7 +912,7 @@ def _say_problems(name: NodeId, node: Say, prompts: Set[str]) -> Iterable[Proble
             yield Problem(name, f"{node.what} is known by itself: leave value out.", ("say", "value"))
         return
     try:
-        said = _said(node, Facts(local=_ANY_TIME, working_day=None))
+        said = _said(node, Facts(local=_ANY_TIME, working_day=None)) if node.value else ()
     except ValueError as error:
         yield Problem(name, str(error), ("say", "value"))
         return

@@ -577,7 +577,12 @@ def forward(index: int, node: Node) -> Node:
         return name if name is not None and int(name[1:]) > index else ahead
 
     match node:
-        case Play() | Say() | TakeMessage() | AskRating():
+        case Play():
+            first, last = node.first_day, node.last_day
+            if first is not None and last is not None:
+                first, last = min(first, last), max(first, last)
+            return replace(node, next=later(node.next), first_day=first, last_day=last)
+        case Say() | TakeMessage() | AskRating():
             return replace(node, next=later(node.next))
         case Menu():
             return replace(node, otherwise=later(node.otherwise))
