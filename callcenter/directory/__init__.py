@@ -1,0 +1,1 @@
+"""Who works here, what they may do, and the lists people choose from."""

@@ -1,0 +1,1 @@
+"""Recordings of calls, and later what is judged by them."""
