@@ -918,7 +918,8 @@ _Signature = tuple[int, int, int, int]
 class FlowSet:
     """The flows of all lines; a flow changed on disk is taken for the next call, a broken one is refused.
 
-    Not for several threads: the owner polls `reload_changed`. A call in progress keeps the Flow it began with.
+    One thread at a time polls `reload_changed`; others may read meanwhile, and see all of a change or nothing.
+    A call in progress keeps the Flow it began with.
     """
 
     def __init__(self, directory: Path, *, queues: Set[str], prompts: Set[str], numbers: Set[str]) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, assert_never
 
 import typer
-import yaml
 
 from callcenter.domain import ivr
 from callcenter.domain.ivr import Flow, NodeId
-from callcenter.domain.spoken import ATOMS, queue_announcement
+from callcenter.domain.spoken import queue_announcement
 from callcenter.flows import SHANGHAI, FlowSet, FlowsRefused, facts_at, flow_schema
+from callcenter.speech.prompts import CatalogueError, load_catalogue
 
 app = typer.Typer(no_args_is_help=True, help="语音流程：检查、画图、试走。Flows: check, draw, walk through.")
 
@@ -38,25 +38,9 @@ class Format(StrEnum):
 
 
 def prompt_texts(directory: Path) -> Mapping[str, str]:
-    """The text of every prompt: prompts/prompts.yaml of the flows' directory, and the atoms.
-
-    ValueError when the file is there and cannot be read as names with texts.
-    """
-    file = directory / "prompts" / "prompts.yaml"
-    if not file.is_file():
-        raise ValueError(f"{file} is missing: it names every prompt with its text.")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    entries = data.get("prompts", data) if isinstance(data, dict) else None
-    if not isinstance(entries, dict):
-        raise ValueError(f"{file} must name prompts with their texts.")  # noqa: TRY004 - the content is wrong, not a caller
-    texts = {
-        str(name): str(entry.get("text", entry.get("zh", name)) if isinstance(entry, dict) else entry)
-        for name, entry in entries.items()
-    }
-    return {**ATOMS, **texts}
+    """The text of every prompt, from prompts/prompts.yaml of the flows' directory; CatalogueError names a mistake."""
+    catalogue = load_catalogue(directory / "prompts" / "prompts.yaml")
+    return {name: prompt.text for name, prompt in catalogue.prompts.items()}
 
 
 # --- commands -----------------------------------------------------------------------------------------------
@@ -140,7 +124,7 @@ def _load(site: Site) -> tuple[FlowSet, Mapping[str, str]]:
             typer.echo(str(error), err=True)
         typer.echo(f"{len(refused.errors)} 处错误 mistakes: 流程未采用 the flows are not taken.", err=True)
         raise typer.Exit(1) from refused
-    except ValueError as error:
+    except CatalogueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
     return flows, texts
@@ -272,69 +256,86 @@ def tree(flow: Flow, texts: Mapping[str, str]) -> str:
 
 
 _BOX = (260, 56)
-_GAP = (36, 64)
-_MARGIN = 28
+_GAP = (30, 66)
+_LANE = 26
+"""Width kept free in a row for the ways that only pass it."""
+_MARGIN = 36
+_TOP = 70
+
+_Cell = tuple[NodeId, bool]
+"""What stands in a row: a node's box, or (False) the lane of all ways to a node further down."""
 
 
 def svg(flow: Flow, texts: Mapping[str, str]) -> str:
-    """The flow as a drawing of its own: rows from top to bottom, the ways back at the sides."""
+    """The flow as a drawing of its own: rows from top to bottom, ways back round the right side."""
     rows = _rows(flow)
+    depth = {name: row for row, cells in enumerate(rows) for name, is_box in cells if is_box}
+    middle = _middles(flow, rows)
     width, height = _BOX
-    columns = max(len(row) for row in rows)
-    whole = columns * (width + _GAP[0]) - _GAP[0]
-    at: dict[NodeId, tuple[float, float]] = {}
-    for depth, row in enumerate(rows):
-        left = (whole - (len(row) * (width + _GAP[0]) - _GAP[0])) / 2
-        for index, name in enumerate(row):
-            at[name] = (
-                _MARGIN + left + index * (width + _GAP[0]),
-                70 + _MARGIN + depth * (height + _GAP[1]),
-            )
-    total = (whole + 2 * _MARGIN + 80, 70 + 2 * _MARGIN + len(rows) * (height + _GAP[1]) - _GAP[1])
+    right = max(x + _width(cell) / 2 for (_, cell), x in middle.items())
+    size = (right + _MARGIN + 60, _TOP + _MARGIN + len(rows) * (height + _GAP[1]))
+
+    def top(row: int) -> float:
+        return _TOP + 30 + row * (height + _GAP[1])
+
     ways: list[str] = []
     labels: list[str] = []
+    for row, cells in enumerate(rows):
+        for name, is_box in cells:
+            if is_box:
+                continue
+            x = middle[row, (name, False)]
+            onward = middle[row + 1, (name, depth[name] == row + 1)]
+            ways.append(
+                _bend(x, top(row) + height, onward, top(row + 1), tip=depth[name] == row + 1, start=top(row))
+            )
     for name, node in flow.nodes.items():
-        exits = _ways(node)
+        exits = sorted(_ways(node), key=lambda way: middle[depth[way[0]], (way[0], True)])
+        row = depth[name]
         for index, (to, label) in enumerate(exits):
-            share = (index + 1) / (len(exits) + 1)
-            path, middle = _curve(at[name], at[to], share, total[0])
-            ways.append(f'<path d="{path}" class="way" marker-end="url(#tip)"/>')
+            x = middle[row, (name, True)] + width * ((index + 1) / (len(exits) + 1) - 0.5)
+            y = top(row) + height
+            if depth[to] > row:
+                near = depth[to] == row + 1
+                ways.append(_bend(x, y, middle[row + 1, (to, near)], top(row + 1), tip=near))
+            else:
+                ways.append(_way_back(x, y, middle[depth[to], (to, True)], top(depth[to]), right + 36))
             if label:
-                labels.append(_label(label, *middle))
+                labels.append(_label(label, x, y + 13 + 17 * (index % 2)))
     entries = [(flow.start, f"来电 {' '.join(flow.numbers)}")]
     entries += [(flow.after_call, "通话结束")] if flow.after_call else []
     for name, label in entries:
-        x, y = at[name][0] + width / 2, at[name][1]
-        ways.append(f'<path d="M{x} {y - 26}V{y - 2}" class="way entry" marker-end="url(#tip)"/>')
-        labels.append(_label(label, x, y - 36))
-    boxes = []
-    for name, (x, y) in at.items():
-        node = flow.nodes[name]
-        radius = 28 if isinstance(node, ivr.HangUp) else 4 if isinstance(node, ivr.Menu | ivr.When) else 10
-        boxes.append(
-            f'<g class="{_look(node)}"><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="{radius}"/>'
-            f'<text x="{x + width / 2}" y="{y + 23}" class="name">{html.escape(name)}</text>'
-            f'<text x="{x + width / 2}" y="{y + 43}">{html.escape(describe(node, texts))}</text></g>'
-        )
+        x, y = middle[depth[name], (name, True)] - width / 2 + 24, top(depth[name])
+        ways.append(f'<path d="M{x} {y - 22}V{y - 2}" class="way" marker-end="url(#tip)"/>')
+        labels.append(_label(label, x + 12, y - 26))
+    boxes = [
+        _box(name, flow.nodes[name], texts, middle[row, (name, True)], top(row))
+        for name, row in depth.items()
+    ]
     title = html.escape(f"{flow.line} {flow.name['zh']}")
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]:.0f}" height="{size[1]:.0f}"'
+        f' viewBox="0 0 {size[0]:.0f} {size[1]:.0f}" role="img" aria-label="{title}">'
+    )
+    tip = (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8"'
+        ' orient="auto"><path d="M0 0L8 4L0 8z" fill="#52606d"/></marker></defs>'
+    )
+    heading = f'<text x="{_MARGIN}" y="30" class="title">{title}</text>'
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
     return "\n".join(
-        [
-            (
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{total[0]}" height="{total[1]}"'
-                f' viewBox="0 0 {total[0]} {total[1]}" role="img" aria-label="{title}">'
-            ),
-            f"<style>{_STYLE}</style>",
-            (
-                '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8"'
-                ' orient="auto"><path d="M0 0L8 4L0 8z" fill="#52606d"/></marker></defs>'
-            ),
-            '<rect width="100%" height="100%" fill="#fff"/>',
-            f'<text x="{_MARGIN}" y="30" class="title">{title}</text>',
-            *ways,
-            *boxes,
-            *labels,
-            "</svg>",
-        ]
+        [opening, f"<style>{_STYLE}</style>", tip, background, heading, *ways, *boxes, *labels, "</svg>"]
+    )
+
+
+def _box(name: NodeId, node: ivr.Node, texts: Mapping[str, str], x: float, y: float) -> str:
+    width, height = _BOX
+    radius = 28 if isinstance(node, ivr.HangUp) else 4 if isinstance(node, ivr.Menu | ivr.When) else 10
+    return (
+        f'<g class="{_look(node)}">'
+        f'<rect x="{x - width / 2:.0f}" y="{y:.0f}" width="{width}" height="{height}" rx="{radius}"/>'
+        f'<text x="{x:.0f}" y="{y + 23:.0f}" class="name">{html.escape(name)}</text>'
+        f'<text x="{x:.0f}" y="{y + 43:.0f}">{html.escape(describe(node, texts))}</text></g>'
     )
 
 
@@ -343,7 +344,7 @@ _STYLE = (
     "text-anchor:middle}.name{font-weight:600;font-size:14px}.title{font-size:18px;font-weight:600;"
     "text-anchor:start}rect{stroke-width:1.4}.play rect{fill:#eef4fb;stroke:#5b7fa6}"
     ".ask rect{fill:#fff6dd;stroke:#b98900}.person rect{fill:#dcf3e6;stroke:#1b7f4b}"
-    ".end rect{fill:#f1f1f2;stroke:#7b8794}.way{fill:none;stroke:#52606d;stroke-width:1.3}"
+    ".end rect{fill:#f1f1f2;stroke:#7b8794}.way{fill:none;stroke:#52606d;stroke-width:1.3}.back{stroke-dasharray:5 4}"
     ".label rect{fill:#fff;stroke:none;opacity:.9}.label text{font-size:11px;fill:#3e4c59}"
 )
 
@@ -362,26 +363,72 @@ def _look(node: ivr.Node) -> str:
             assert_never(node)
 
 
-def _rows(flow: Flow) -> list[list[NodeId]]:
-    """Each node below all that lead to it, ways back left aside; the part after the call stands beside."""
+def _rows(flow: Flow) -> list[list[_Cell]]:
+    """Each node below all that lead to it (ways back left aside), with lanes where a way passes a row."""
     depth: dict[NodeId, int] = {}
-    for entry in (flow.start, flow.after_call):
-        if entry is not None:
-            _sink(flow, entry, depth)
-    rows: list[list[NodeId]] = [[] for _ in range(max(depth.values()) + 1)]
+    _sink(flow, flow.start, depth)
+    if flow.after_call is not None and flow.after_call not in depth:
+        _sink(flow, flow.after_call, depth)
+        # It need not stand at the top: only what follows must be below it.
+        targets = [depth[to] for to, _ in _ways(flow.nodes[flow.after_call])]
+        depth[flow.after_call] = max(0, min(targets, default=1) - 1)
+    rows: list[list[_Cell]] = [[] for _ in range(max(depth.values()) + 1)]
     for name in flow.nodes:
-        rows[depth[name]].append(name)
-    place = {name: index / len(row) for row in rows for index, name in enumerate(row)}
-    for row in rows[1:]:
-        above = {
-            name: [
-                place[other] for other, node in flow.nodes.items() if any(to == name for to, _ in _ways(node))
-            ]
-            for name in row
-        }
-        row.sort(key=lambda name: sum(above[name]) / len(above[name]) if above[name] else place[name])
-        place.update({name: index / len(row) for index, name in enumerate(row)})
-    return [row for row in rows if row]
+        rows[depth[name]].append((name, True))
+    for name in flow.nodes:
+        above = [depth[other] for other, node in flow.nodes.items() if name in dict(_ways(node))]
+        for row in range(min(above, default=depth[name]) + 1, depth[name]):
+            rows[row].append((name, False))
+    for row in range(1, len(rows)):
+        place = {cell: index for index, cell in enumerate(rows[row - 1])}
+
+        def pull(cell: _Cell, place: Mapping[_Cell, int] = place) -> float:
+            above = [index for other, index in place.items() if _leads(flow, other, cell[0])]
+            return sum(above) / len(above) if above else len(place)
+
+        rows[row].sort(key=pull)
+    return rows
+
+
+def _leads(flow: Flow, cell: _Cell, to: NodeId) -> bool:
+    """Whether a way goes from a cell straight down to a node or its lane."""
+    name, is_box = cell
+    return any(onward == to for onward, _ in _ways(flow.nodes[name])) if is_box else name == to
+
+
+def _width(cell: _Cell) -> float:
+    return _BOX[0] if cell[1] else _LANE
+
+
+def _middles(flow: Flow, rows: list[list[_Cell]]) -> dict[tuple[int, _Cell], float]:
+    """Where each cell's middle is, drawn towards the cells above and below it, none over another."""
+    at: dict[tuple[int, _Cell], float] = {}
+    for row, cells in enumerate(rows):
+        x = 0.0
+        for cell in cells:
+            at[row, cell] = x + _width(cell) / 2
+            x += _width(cell) + _GAP[0]
+    for _ in range(6):
+        for row, cells in enumerate(rows):
+            wished = {cell: _wish(flow, rows, at, row, cell) for cell in cells}
+            edge = float("-inf")
+            for cell in cells:
+                at[row, cell] = max(wished[cell], edge + _width(cell) / 2)
+                edge = at[row, cell] + _width(cell) / 2 + _GAP[0]
+            shift = sum(wished[cell] - at[row, cell] for cell in cells) / len(cells)
+            for cell in cells:
+                at[row, cell] += shift
+    left = min(x - _width(cell) / 2 for (_, cell), x in at.items())
+    return {key: x - left + _MARGIN for key, x in at.items()}
+
+
+def _wish(
+    flow: Flow, rows: list[list[_Cell]], at: Mapping[tuple[int, _Cell], float], row: int, cell: _Cell
+) -> float:
+    near = [at[row - 1, other] for other in rows[row - 1] if _leads(flow, other, cell[0])] if row else []
+    if row + 1 < len(rows):
+        near += [at[row + 1, other] for other in rows[row + 1] if _leads(flow, cell, other[0])]
+    return sum(near) / len(near) if near else at[row, cell]
 
 
 def _sink(flow: Flow, entry: NodeId, depth: dict[NodeId, int]) -> None:
@@ -409,27 +456,22 @@ def _sink(flow: Flow, entry: NodeId, depth: dict[NodeId, int]) -> None:
                 depth[to] = max(depth.get(to, 0), depth[name] + 1)
 
 
-def _curve(
-    start: tuple[float, float], end: tuple[float, float], share: float, right: float
-) -> tuple[str, tuple[float, float]]:
-    """A way from the lower edge of one box to the upper edge of another, and where its label stands."""
-    width, height = _BOX
-    x1, y1 = start[0] + width * share, start[1] + height
-    x2, y2 = end[0] + width / 2, end[1] - 2
-    if y2 > y1:
-        bend = max(24, (y2 - y1) / 2)
-        at_label = 0.3
-        return (
-            f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}",
-            (x1 + (x2 - x1) * at_label * at_label * (3 - 2 * at_label), y1 + (y2 - y1) * at_label),
-        )
-    side = right - 30
+def _bend(x1: float, y1: float, x2: float, y2: float, *, tip: bool, start: float | None = None) -> str:
+    """A way down from one row to the next; `start` is where a lane begins above it."""
+    begin = f"M{x1:.0f} {y1:.0f}" if start is None else f"M{x1:.0f} {start:.0f}V{y1:.0f}"
+    end = y2 - 2 if tip else y2
+    half = (y1 + end) / 2
+    marker = ' marker-end="url(#tip)"' if tip else ""
     return (
-        (
-            f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 40:.0f} {side:.0f} {y1 + 40:.0f} {side:.0f} {(y1 + y2) / 2:.0f}"
-            f"S{x2:.0f} {y2 - 50:.0f} {x2:.0f} {y2:.0f}"
-        ),
-        (side - 10, (y1 + y2) / 2),
+        f'<path d="{begin}C{x1:.0f} {half:.0f} {x2:.0f} {half:.0f} {x2:.0f} {end:.0f}" class="way"{marker}/>'
+    )
+
+
+def _way_back(x1: float, y1: float, x2: float, y2: float, side: float) -> str:
+    """A way up to an earlier row, round the right side."""
+    return (
+        f'<path d="M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 44:.0f} {side:.0f} {y1 + 44:.0f} {side:.0f} {(y1 + y2) / 2:.0f}'
+        f'S{x2:.0f} {y2 - 48:.0f} {x2:.0f} {y2 - 2:.0f}" class="way back" marker-end="url(#tip)"/>'
     )
 
 
@@ -517,7 +559,7 @@ def _show(step: ivr.Step, texts: Mapping[str, str]) -> None:
                     3 if step.announce_position else None, 110 if step.announce_wait else None
                 )
                 typer.echo(
-                    f"  每 {step.announce_every_seconds:g} 秒：{''.join(texts[name] for name in said)}"
+                    f"  每 {step.announce_every_seconds:g} 秒：{''.join(texts.get(name, name) for name in said)}"
                 )
         case ivr.TransferStep():
             typer.secho(f"▶ 转接 {step.to_kind} {step.to}", fg="green")

@@ -56,6 +56,7 @@ PROMPT_NAMES = [
     "menu_timeout",
     "please_wait",
     "queue_full",
+    "queue_closed",
     "after_hours",
     "leave_message",
     "message_saved",
@@ -68,7 +69,7 @@ PROMPT_NAMES = [
     "no_such_number",
     "system_trouble",
 ]
-TEXTS = {name: f"<{name}>" for name in PROMPT_NAMES}
+TEXTS = dict.fromkeys(PROMPT_NAMES, "您好")
 PROMPTS = frozenset({*TEXTS, *ATOMS})
 NUMBERS = frozenset({"110"})
 
@@ -611,7 +612,9 @@ def directory(tmp_path: Path) -> Path:
     (tmp_path / "12345.yaml").write_text(GOOD, encoding="utf-8")
     (tmp_path / "96500.yaml").write_text(GOOD.replace('"12345"', '"96500"'), encoding="utf-8")
     (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "prompts.yaml").write_text(yaml.safe_dump(TEXTS), encoding="utf-8")
+    (tmp_path / "prompts" / "prompts.yaml").write_text(
+        yaml.safe_dump({"version": 1, "prompts": {**TEXTS, **ATOMS}}), encoding="utf-8"
+    )
     return tmp_path
 
 
@@ -805,7 +808,9 @@ def demo(tmp_path: Path) -> Site:
     for line in LINES:
         (tmp_path / f"{line}.yaml").write_bytes((SHIPPED / f"{line}.yaml").read_bytes())
     (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "prompts.yaml").write_text(yaml.safe_dump(TEXTS), encoding="utf-8")
+    (tmp_path / "prompts" / "prompts.yaml").write_text(
+        yaml.safe_dump({"version": 1, "prompts": {**TEXTS, **ATOMS}}), encoding="utf-8"
+    )
     return Site(directory=tmp_path, queues=QUEUES, numbers=NUMBERS)
 
 
@@ -836,9 +841,14 @@ def test_check_names_every_mistake_of_every_file_and_fails(demo: Site) -> None:
 def test_check_misses_the_prompts(demo: Site) -> None:
     texts = demo.directory / "prompts" / "prompts.yaml"
     texts.write_text("- a", encoding="utf-8")
-    assert run(demo, "check") == (1, f"{texts} must name prompts with their texts.\n")
+    assert run(demo, "check") == (1, f"{texts}:1: the file must be names with values\n")
     texts.unlink()
-    assert run(demo, "check") == (1, f"{texts} is missing: it names every prompt with its text.\n")
+    assert run(demo, "check") == (1, f"{texts}: cannot be read: No such file or directory\n")
+
+
+def test_the_flows_in_the_tree_are_right_with_the_prompts_in_the_tree() -> None:
+    code, output = run(Site(directory=SHIPPED, queues=QUEUES), "check")
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("line", LINES)
