@@ -140,7 +140,7 @@ HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 SystemName = Annotated[str, _matching(r"[a-z][a-z0-9]{0,15}")]
 # The mirror becomes part of an apt source line: nothing may end the address early.
 Mirror = Annotated[str, _matching(r"(?:(?:https?|file)://?[^\s\[\]\"'#]+)?")]
-DatabaseUrl = Annotated[str, _matching(r"(?:(?:sqlite(?:\+aiosqlite)?:///|postgresql(?:\+asyncpg)?://)\S+)?")]
+DatabaseUrl = Annotated[str, _matching(r"(?:(?:sqlite:///|postgresql://)\S+)?")]
 
 _DIRECTORY = "目录 / a directory"
 _IP_ADDRESS = "本机的一个 IP 地址 / an IP address of this machine"
@@ -348,11 +348,7 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The database's address as SQLAlchemy's asyncio drivers want it."""
-        url = self.database.url or f"sqlite:///{self.data_dir / 'callcenter.db'}"
-        scheme, rest = url.split("://", 1)
-        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-        return f"{driver.get(scheme, scheme)}://{rest}"
+        return self.database.url or f"sqlite:///{self.data_dir / 'callcenter.db'}"
 
     @classmethod
     def settings_customise_sources(
