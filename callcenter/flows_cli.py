@@ -290,8 +290,10 @@ def svg(flow: Flow, texts: Mapping[str, str]) -> str:
                 _bend(x, top(row) + height, onward, top(row + 1), tip=depth[name] == row + 1, start=top(row))
             )
     for name, node in flow.nodes.items():
-        exits = sorted(_ways(node), key=lambda way: middle[depth[way[0]], (way[0], True)])
         row = depth[name]
+        # In the order of what stands below, so that the ways do not cross at the box.
+        below = {to: middle.get((row + 1, (to, depth[to] == row + 1)), right) for to, _ in _ways(node)}
+        exits = sorted(_ways(node), key=lambda way: below[way[0]])
         for index, (to, label) in enumerate(exits):
             x = middle[row, (name, True)] + width * ((index + 1) / (len(exits) + 1) - 0.5)
             y = top(row) + height
