@@ -54,7 +54,7 @@ class PostgresServer:
                 _unprivileged(command), stdout=log, stderr=log, cwd=self.directory
             )
         deadline = time.monotonic() + 30
-        ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "tester"]
         while subprocess.run(ready, check=False).returncode != 0:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"PostgreSQL did not start:\n{(self.directory / 'log').read_text()}")

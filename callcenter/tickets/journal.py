@@ -68,8 +68,9 @@ class Journal:
         self._calls: dict[CallId, Call] = {}
         self._agents: list[AgentRecord] = []
         self._recordings: list[RecordingFile] = []
-        self._being_written = 0
+        self._in_hand = 0
         self._degraded = False
+        self._pause = FIRST_PAUSE_SECONDS
         self._wanted = asyncio.Event()
         self._overfull = asyncio.Event()
         self._all_written = asyncio.Event()
@@ -98,7 +99,7 @@ class Journal:
     @property
     def pending(self) -> int:
         """How many things are not in the database yet, those in the spill file included."""
-        return self._waiting + self._being_written + self._spill.lines
+        return self._waiting + self._in_hand + self._spill.lines
 
     @property
     def degraded(self) -> bool:
@@ -129,7 +130,6 @@ class Journal:
                 self._spill.append(self._take(None))
 
     async def _write_forever(self) -> None:
-        pause = FIRST_PAUSE_SECONDS
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -141,13 +141,8 @@ class Journal:
                 self._degraded = True
                 self._wanted.set()
                 await self._put_aside()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                continue
-            if self._degraded:
-                _log.info("journal.database_back")
-            self._degraded = False
-            pause = FIRST_PAUSE_SECONDS
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
     async def _write_everything(self) -> None:
         while self._spill.lines:
@@ -157,14 +152,14 @@ class Journal:
             await self._write(read.batch)
             await asyncio.to_thread(self._spill.written, read)
         while batch := self._take(BATCH_SIZE):
-            self._being_written = len(batch)
+            self._in_hand += len(batch)
             try:
                 await self._write(batch)
             except BaseException:
                 self._put_back(batch)
                 raise
             finally:
-                self._being_written = 0
+                self._in_hand -= len(batch)
         if not self.pending:
             self._all_written.set()
 
@@ -186,7 +181,12 @@ class Journal:
         if not batch:
             return []
         async with asyncio.timeout(WRITE_SECONDS):
-            return await self._store.apply(batch)
+            opened = await self._store.apply(batch)
+        if self._degraded:
+            _log.info("journal.database_back")
+        self._degraded = False
+        self._pause = FIRST_PAUSE_SECONDS
+        return opened
 
     async def _refuse(self, line: str, *, reason: str) -> None:
         _log.error("journal.refused", reason=reason[:300], file=str(self._spill.refused_path))
@@ -203,6 +203,7 @@ class Journal:
     async def _put_aside(self) -> bool:
         """Move what waits to the spill file; False when that cannot be written either."""
         batch = self._take(None)
+        self._in_hand += len(batch)
         try:
             await asyncio.to_thread(self._spill.append, batch)
         except OSError as error:
@@ -212,6 +213,8 @@ class Journal:
         except BaseException:
             self._put_back(batch)
             raise
+        finally:
+            self._in_hand -= len(batch)
         self._wanted.set()
         return True
 
