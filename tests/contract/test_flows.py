@@ -489,6 +489,12 @@ def test_the_version_is_that_of_the_bytes(file: Path) -> None:
     assert loaded(file).version != first
 
 
+def test_the_example_of_the_documentation_is_right(file: Path) -> None:
+    text = (SHIPPED.parent / "docs" / "flows.md").read_text(encoding="utf-8")
+    file.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert loaded(file).start == "欢迎"
+
+
 # --- the four lines that come with the program ---------------------------------------------------------------
 
 

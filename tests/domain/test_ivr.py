@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from callcenter.domain import ivr
@@ -519,6 +519,9 @@ class TestProblems:
         assert [one[0] for one in found] == [None, "a", "a", "b", "b", "bye"]
 
 
+# A loaded machine may be slow: what is asked here is whether it is right.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 # --- random flows -------------------------------------------------------------------------------------------
 
 SIZE = 7
@@ -698,6 +701,7 @@ def walk_in_silence(flow: Flow, facts: Facts) -> None:
     raise AssertionError("a silent caller never comes to an end")
 
 
+@patiently
 @given(tame_flows(), st.lists(st.tuples(inputs, facts), max_size=30), facts)
 def test_any_inputs_lead_through_a_valid_flow(
     flow: Flow, happened: list[tuple[ivr.Input, Facts]], first: Facts
@@ -718,12 +722,14 @@ def test_any_inputs_lead_through_a_valid_flow(
             assert fits(flow, cursor, step)
 
 
+@patiently
 @given(wild_flows() | tame_flows(), facts)
 def test_in_a_flow_without_problems_a_silent_caller_comes_to_an_end(flow: Flow, now: Facts) -> None:
     if not faults(flow):
         walk_in_silence(flow, now)
 
 
+@patiently
 @given(wild_flows(), facts)
 def test_a_flow_that_goes_round_is_always_refused(flow: Flow, now: Facts) -> None:
     try:

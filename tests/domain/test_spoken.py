@@ -1,7 +1,7 @@
 """Numbers, waits and places in the queue are said as a Mandarin speaker says them."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from callcenter.domain.spoken import (
@@ -73,6 +73,7 @@ def test_a_number_is_said_as_it_is_written_in_words(number: int, text: str) -> N
     assert heard(number_prompts(number)) == text
 
 
+@settings(deadline=None)
 @given(st.integers(0, MAX_NUMBER))
 @example(10_010)
 def test_a_listener_takes_the_number_that_was_meant(number: int) -> None:
