@@ -113,11 +113,15 @@ class InstanceSettings:
             _check("hotline_numbers", number, _NUMBER, "digits, 20 at most")
         for network in self.trunk_addresses:
             try:
-                ipaddress.ip_network(network)
+                everybody = ipaddress.ip_network(network).prefixlen == 0
             except ValueError as error:
                 raise ConfigRefused(
                     f"trunk_addresses {network!r} is not an address or network: {error}."
                 ) from None
+            if everybody:
+                raise ConfigRefused(
+                    f"trunk_addresses {network!r} is everybody; name the carrier's addresses."
+                )
         if self.trunk_contact is not None:
             _check("trunk_contact", self.trunk_contact, _HOST_AND_PORT, "host:port")
         numbers = [phone.number for phone in self.phones]

@@ -21,7 +21,7 @@ class AsteriskStartFailed(Exception):  # noqa: N818  # says what happened
 
 
 class PortInUse(AsteriskStartFailed):
-    """Another program has the port; `setting` is the field of InstanceSettings that chose it."""
+    """Another program has the port; `setting` is the name under which a person can choose another."""
 
     def __init__(self, port: int, setting: str, address: str, protocol: str) -> None:
         self.port, self.setting = port, setting
@@ -73,14 +73,16 @@ class AsteriskProcess:
             )
         self._require_free_ports()
         deadline = time.monotonic() + timeout
-        self._child = subprocess.Popen(  # noqa: S603, ASYNC220  # our own command; forks in a millisecond
-            [*self.instance.install.command, "-f", "-C", str(self.instance.configuration)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output(),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for our parent, who stops us in order
-            cwd=directory,
-        )
+        # What Asterisk prints before its logger runs; afterwards log/messages has it.
+        with open(directory / "log" / "output", "wb", opener=_private) as output:  # noqa: ASYNC230  # a moment
+            self._child = subprocess.Popen(  # noqa: S603, ASYNC220  # our own command; forks in a millisecond
+                [*self.instance.install.command, "-f", "-C", str(self.instance.configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for our parent, who stops us in order
+                cwd=directory,
+            )
         self._pid = self._child.pid
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
@@ -134,11 +136,6 @@ class AsteriskProcess:
 
     def _reap(self) -> int | None:
         return self._child.wait(timeout=5) if self._child is not None else None
-
-    def _output(self) -> int:
-        """What Asterisk prints before its logger runs; the descriptor is the child's after the fork."""
-        path = self.instance.directory / "log" / "output"
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     async def _manager_answers(self) -> None:
         while True:
@@ -196,14 +193,13 @@ class AsteriskProcess:
     def _require_free_ports(self) -> None:
         settings = self.instance.settings
         wanted = (
-            ("sip_port", settings.bind_address, socket.SOCK_DGRAM),
-            ("sip_port", settings.bind_address, socket.SOCK_STREAM),
-            ("http_port", settings.bind_address, socket.SOCK_STREAM),
-            ("https_port", settings.bind_address, socket.SOCK_STREAM),
-            ("ami_port", "127.0.0.1", socket.SOCK_STREAM),
+            ("sip.port", settings.sip_port, settings.bind_address, socket.SOCK_DGRAM),
+            ("sip.port", settings.sip_port, settings.bind_address, socket.SOCK_STREAM),
+            ("asterisk.http_port", settings.http_port, settings.bind_address, socket.SOCK_STREAM),
+            ("asterisk.https_port", settings.https_port, settings.bind_address, socket.SOCK_STREAM),
+            ("asterisk.ami_port", settings.ami_port, "127.0.0.1", socket.SOCK_STREAM),
         )
-        for setting, address, kind in wanted:
-            port: int = getattr(settings, setting)
+        for setting, port, address, kind in wanted:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             with socket.socket(family, kind) as probe:
                 if kind is socket.SOCK_STREAM:  # as Asterisk does: old connections in TIME_WAIT do not matter
@@ -216,11 +212,15 @@ class AsteriskProcess:
                         raise PortInUse(port, setting, address, protocol) from error
                     if error.errno == errno.EADDRNOTAVAIL:
                         raise AsteriskStartFailed(
-                            f"This machine has no address {address}, set by bind_address."
+                            f"This machine has no address {address}, set by sip.bind."
                         ) from error
                     raise AsteriskStartFailed(
                         f"Port {port} ({protocol}, {address}), set by {setting}, cannot be used: {error.strerror}."
                     ) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 async def _readable(descriptor: int) -> None:
