@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
@@ -19,7 +20,11 @@ VARIABLES = {
 
 def main() -> None:
     listing = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "pip", "config", "list"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     ).stdout
     found = {}
     for line in listing.splitlines():
@@ -27,7 +32,11 @@ def main() -> None:
         scope, _, option = name.partition(".")
         # pip lists the general section, that of `install`, and the environment; the later one wins.
         if scope in {"global", "install", ":env:"} and option in VARIABLES:
-            found[VARIABLES[option]] = " ".join(value.strip("'\"").replace("\\n", " ").split())
+            words = value.strip("'\"").replace("\\n", " ").split()
+            # pip passes over a directory that is not there, uv gives up.
+            found[VARIABLES[option]] = " ".join(
+                word for word in words if "://" in word or Path(word).exists()
+            )
     # Every file is checked against its hash, so the best match of all indexes is as safe as the first one's.
     found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     for variable, value in found.items():

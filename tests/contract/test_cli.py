@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,14 +187,16 @@ def test_a_present_system_package_is_left_alone(repository: Path, plain_user: di
 
 def test_pip_settings_of_the_machine_reach_uv(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://pip.example/simple\nextra-index-url =\n  https://a.example/\n  https://b.example/\n",
+        "[global]\nindex-url = https://pip.example/simple\nextra-index-url =\n  https://a.example/\n  https://b.example/\n"
+        "find-links = /no/such/wheels\n",
         encoding="utf-8",
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
     env |= {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
-    command = (str(repository / ".venv" / "bin" / "python"), "tools/pip_to_uv.py")
+    command = (sys.executable, "tools/pip_to_uv.py")
     printed = run_tool(repository, *command, env=env).stdout
     assert "export UV_DEFAULT_INDEX=https://pip.example/simple\n" in printed
+    assert "UV_FIND_LINKS" not in printed  # pip passes over a directory that is not there, uv would give up
     assert "export UV_INDEX='https://a.example/ https://b.example/'\n" in printed
     printed = run_tool(repository, *command, env=env | {"UV_DEFAULT_INDEX": "https://uv.example/"}).stdout
     assert "UV_DEFAULT_INDEX" not in printed  # uv's own settings win
