@@ -141,6 +141,7 @@ class Telephony:
         match message.name:
             case "Newchannel":
                 self._channels.add(leg_of(message))
+                self._refuse_forwarding(message)
                 return
             case "Hangup":
                 self._channels.discard(leg_of(message))
@@ -157,6 +158,18 @@ class Telephony:
         event = event_of(message)
         if event is not None:
             self._post(event)
+
+    def _refuse_forwarding(self, message: AmiMessage) -> None:
+        """Cut a call that a phone's 302 makes to the outside (docs/adr/0002): we rang the phone and nobody else.
+
+        Every call of ours to the trunk has a leg id, and a call from the trunk begins with its ring.
+        """
+        outgoing = message.get("ChannelStateDesc") == "Down" and message.get("Channel").startswith(
+            "PJSIP/trunk-"
+        )
+        if outgoing and leg_of(message) == LegId(call_id_of(leg_of(message))):
+            log.warning("a phone tried to forward a call to the outside", channel=message.get("Channel"))
+            self._link.submit("Hangup", {"Channel": leg_of(message)}).add_done_callback(_note_failure)
 
     def _contact(self, phone: str, uri: str, status: str) -> None:
         """One contact of a phone; a phone that registers from elsewhere has two for a moment."""
