@@ -448,6 +448,19 @@ class TicketStore:
         async with self._database.read() as connection:
             return (await _recordings(connection, [call_id])).get(call_id, [])
 
+    async def calls_without_recordings(self, *, since: datetime, limit: int = 1000) -> list[Call]:
+        """Ended calls that arrived at or after `since` and have no recording's row.
+
+        For the start after a crash: ``Recordings.finish`` describes again the files whose rows were lost.
+        """
+        has_one = select(schema.recordings.c.call_id)
+        table = schema.calls.c
+        query = _CALLS.where(
+            table.phase == Phase.ENDED.value, table.arrived_at >= since, table.call_id.not_in(has_one)
+        ).order_by(table.arrived_at)
+        async with self._database.read() as connection:
+            return [_call_from(row.state, row.number) for row in await connection.execute(query.limit(limit))]
+
     async def invitation_outcomes(self, *, since: datetime, until: datetime) -> dict[Outcome, int]:
         """How the invitations made by agents in [since, until) ended; those still ringing are not counted."""
         party = schema.call_parties.c

@@ -456,6 +456,13 @@ async def test_a_recording_encoded_later_takes_the_place_of_its_raw_file(store: 
     assert await store.recordings(CallId("other-1.1")) == []
 
 
+async def test_calls_whose_recordings_have_no_row_are_found(store: TicketStore) -> None:
+    living, bare, complete = a_call(1), ended(a_call(2)), ended(a_call(3))
+    await store.apply(Batch(calls=(living, bare, complete), recordings=(a_recording(complete),)))
+    assert await store.calls_without_recordings(since=NOON) == [bare]
+    assert await store.calls_without_recordings(since=NOON + timedelta(seconds=1)) == []
+
+
 async def test_every_ended_invitation_is_counted_by_its_outcome(store: TicketStore) -> None:
     call = answered(a_call())
     for number, outcome in enumerate([Outcome.BUSY, Outcome.BUSY, Outcome.JOINED, None], start=3):
