@@ -8,7 +8,7 @@ import asyncio
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -73,6 +73,10 @@ class Engine:
         """Call ``listener`` after each change, synchronously; it must neither block nor raise. Returns the way out."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def restore(self, calls: Iterable[Call], agents: Iterable[Agent]) -> None:
+        """Take up what the records say was going on, before the first event of the telephony."""
+        self._centre.restore(calls, agents, self._clock())
 
     # --- what is ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,444 @@
+"""The composition root: builds every part, starts them in order, and takes them down in the opposite one."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from sqlalchemy import text
+
+from callcenter.api.ports import Component, Standing
+from callcenter.api.server import build_app
+from callcenter.asterisk.config import Instance, InstanceSettings, Phone, PhoneKind, render
+from callcenter.asterisk.install import ensure_asterisk
+from callcenter.asterisk.process import AsteriskProcess
+from callcenter.asterisk.telephony import Telephony
+from callcenter.database import Database, DatabaseAway, migrate
+from callcenter.directory.store import Accounts, Directory, DirectoryContent
+from callcenter.domain.agents import Agent, UserRole
+from callcenter.domain.calls import Call, CallId, Phase
+from callcenter.domain.centre import ContactCentre
+from callcenter.domain.messages import (
+    Alarm,
+    DirectoryChanged,
+    Effect,
+    FlowsChanged,
+    HangUp,
+    Record,
+    SaveAgent,
+    SaveCall,
+    TakeMessage,
+)
+from callcenter.engine import Engine, clock
+from callcenter.flows import FlowSet, Reloaded, working_days
+from callcenter.quality.recordings import Recordings
+from callcenter.settings import Profile, Settings
+from callcenter.tickets.journal import Journal
+from callcenter.tickets.store import AgentRecord, TicketStore
+
+log = structlog.get_logger(__name__)
+
+Progress = Callable[[str], None]
+
+DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
+_FLOW_POLL_SECONDS = 1.0
+_GOODBYE_SECONDS = 3.0
+_RECORDING_WORKERS = 2
+
+
+class CannotStart(Exception):  # noqa: N818  # a sentence for the person who starts it
+    """Something outside the program keeps it from starting; the text says what to do."""
+
+
+class App:
+    """Everything that runs; made by ``running``."""
+
+    def __init__(self, settings: Settings, database: Database, instance: Instance, flows: FlowSet) -> None:
+        self.settings = settings
+        self.database = database
+        self.flows = flows
+        self.asterisk = AsteriskProcess.attach(instance) or AsteriskProcess(instance)
+        self.directory = Directory(database)
+        self.accounts = Accounts(
+            database,
+            session_hours=settings.session.hours,
+            max_failures=settings.session.max_failures,
+            lock_seconds=settings.session.lock_seconds,
+        )
+        self.tickets = TicketStore(database)
+        self.recordings = Recordings(settings.recordings.dir)
+        year = datetime.now(UTC).year
+        self.engine = Engine(
+            ContactCentre(working_days={**working_days(year), **working_days(year + 1)}),
+            perform=self._perform,
+        )
+        self.journal = Journal(
+            self.tickets,
+            spill_path=settings.data_dir / "journal.spill",
+            on_opened=self.engine.post,
+            capacity=settings.journal.capacity,
+        )
+        self.telephony = Telephony(
+            host="127.0.0.1",
+            port=settings.asterisk.ami_port,
+            username="engine",
+            secret=instance.settings.ami_secret,
+            prompts=instance.settings.prompts_dir,
+            raw_path=self.recordings.raw_path,
+            post=self.engine.post,
+        )
+        self._recorded: set[CallId] = set()
+        self._ended: asyncio.Queue[Call] = asyncio.Queue()  # one entry a recorded call that has ended
+        self.engine.subscribe(self._changed)
+
+    # --- what the centre wants done -------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SaveCall() | SaveAgent() | Alarm():
+                return
+            case Record(call) | TakeMessage(call):
+                self._recorded.add(call.call_id)
+        self.telephony.perform(effect)
+
+    def _changed(self, change: SaveCall | SaveAgent | Alarm) -> None:
+        match change:
+            case SaveCall(call):
+                self.journal.put_call(call)
+                if call.phase is Phase.ENDED and call.call_id in self._recorded:
+                    self._recorded.discard(call.call_id)
+                    self._ended.put_nowait(call)
+            case SaveAgent(agent):
+                self.journal.put_agent(agent)
+                self.telephony.mirror(agent)
+            case Alarm(key, facts):
+                log.warning("alarm", key=key, **facts)
+
+    # --- the life of the parts ------------------------------------------------------------------------------
+
+    async def take_up(self) -> None:
+        """Learn the people and flows, and what was going on when the engine last ran."""
+        content = await self.directory.load()
+        self.engine.post(_directory_changed(content))
+        self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
+        self.engine.drain()
+        calls = {call.call_id: call for call in await self.tickets.open_calls()}
+        records = await self.tickets.agent_states()
+        agents = self.engine.agents
+        known = [
+            _agent(agents[record.user_id], record, calls)
+            for record in records.values()
+            if record.user_id in agents
+        ]
+        self.engine.restore(calls.values(), known)
+        self._recorded.update(calls)
+        for finished in await self.recordings.sweep(set(calls)):
+            self.journal.put_recordings(finished.call_id, finished.files)
+
+    async def finish_recordings(self) -> None:
+        """Close, encode and note the recordings of every call that ends."""
+        while True:
+            call = await self._ended.get()
+            try:
+                finished = await self.recordings.finish(call)
+            except OSError as error:
+                log.error("recording not finished", call_id=call.call_id, error=error.strerror)  # noqa: TRY400
+            else:
+                self.journal.put_recordings(call.call_id, finished.files)
+            finally:
+                self._ended.task_done()
+
+    async def watch_flows(self) -> None:
+        """Take a changed flow for the next call; a broken one is refused and the old one stays."""
+        while True:
+            await asyncio.sleep(_FLOW_POLL_SECONDS)
+            outcomes = await asyncio.to_thread(self.flows.reload_changed)
+            for outcome in outcomes:
+                if isinstance(outcome, Reloaded):
+                    log.info("flow reloaded", line=outcome.line)
+                else:
+                    log.warning("flow refused", problem=str(outcome))
+            if any(isinstance(outcome, Reloaded) for outcome in outcomes):
+                self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
+
+    async def keep_asterisk(self) -> None:
+        """Start Asterisk again when it has died."""
+        while True:
+            status = await self.asterisk.wait()
+            log.error("asterisk ended", status=status)
+            self.asterisk = AsteriskProcess(self.asterisk.instance)
+            await self.asterisk.start()
+            log.info("asterisk started again", pid=self.asterisk.pid)
+
+    async def say_goodbye(self) -> None:
+        """End every call and see its record written before the telephony goes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                ended = asyncio.Event()
+                forget = self.engine.subscribe(lambda _: ended.set())
+                try:
+                    for call in self.engine.calls.values():
+                        self.telephony.perform(HangUp(call.caller_leg.leg_id))
+                    while self.engine.calls:
+                        ended.clear()
+                        await ended.wait()
+                    await self._ended.join()
+                finally:
+                    forget()
+
+    # --- health ---------------------------------------------------------------------------------------------
+
+    async def components(self) -> Mapping[str, Component]:
+        return {
+            "asterisk": _component(self.asterisk.pid is not None, "Asterisk is not running."),
+            "ami": _component(
+                self.telephony.connected, "There is no connection to Asterisk's manager interface."
+            ),
+            "database": await self._database_health(),
+            "disk": self._disk_health(),
+        }
+
+    @property
+    def journal_pending(self) -> int:
+        return self.journal.pending
+
+    async def _database_health(self) -> Component:
+        try:
+            async with asyncio.timeout(2), self.database.read() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (DatabaseAway, TimeoutError):
+            return Component(Standing.DOWN, "The database does not answer; calls go on and records wait.")
+        if self.journal.degraded:
+            return Component(Standing.DEGRADED, "Records are waiting to be written.")
+        return Component(Standing.OK)
+
+    def _disk_health(self) -> Component:
+        low = [
+            name
+            for name, path in (("data", self.settings.data_dir), ("recordings", self.settings.recordings.dir))
+            if shutil.disk_usage(path).free < self.settings.disk.min_free_mb * 1_000_000
+        ]
+        if low:
+            return Component(Standing.DEGRADED, f"The disk of {' and '.join(low)} is nearly full.")
+        return Component(Standing.OK)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[App]:
+    """Everything started and taking calls; on the way out all of it is stopped again.
+
+    Raises CannotStart and the parts' own errors, each a sentence that says what to do.
+    """
+    for directory in (settings.data_dir, settings.recordings.dir):
+        directory.mkdir(parents=True, exist_ok=True)
+    progress("数据库 / database")
+    await migrate(settings.database_url, progress=progress)
+    async with Database.connect(settings.database_url) as database:
+        content = await _content(settings, database)
+        flows = FlowSet.load(
+            settings.flows.dir,
+            queues={queue.queue_id for queue in content.queues},
+            prompts=_prompt_names(settings),
+            numbers={number.number for number in content.allowed_numbers},
+        )
+        progress("Asterisk")
+        instance = await _instance(settings, database, content, flows)
+        app = App(settings, database, instance, flows)
+        if app.asterisk.pid is None:
+            await app.asterisk.start()
+        try:
+            async with _tasks(app, progress):
+                yield app
+        finally:
+            await app.asterisk.stop()
+
+
+async def _content(settings: Settings, database: Database) -> DirectoryContent:
+    directory = Directory(database)
+    if settings.profile is Profile.DEMO:
+        await directory.seed(DEMO_CONTENT)
+    elif await Accounts(database, session_hours=1, max_failures=1, lock_seconds=1).has_demo_passwords():
+        raise CannotStart(
+            "正式环境中仍有演示密码，请用 callcenter users password 逐一更改 / "
+            'Demo passwords are still in use: change each with `callcenter users password`, or set profile = "demo".'
+        )
+    return await directory.load()
+
+
+async def _instance(
+    settings: Settings, database: Database, content: DirectoryContent, flows: FlowSet
+) -> Instance:
+    secrets_of = await Directory(database).phone_secrets()
+    kinds = {
+        profile.phone: PhoneKind.AGENT if UserRole.AGENT in profile.roles else PhoneKind.SPECIALIST
+        for profile in content.profiles
+        if profile.phone
+    }
+    phones = tuple(
+        Phone(number=number, secret=secret, kind=kinds.get(number, PhoneKind.AGENT))
+        for number, secret in sorted(secrets_of.items())
+    )
+    wanted = InstanceSettings(
+        bind_address=settings.sip.bind,
+        sip_port=settings.sip.port,
+        ami_port=settings.asterisk.ami_port,
+        http_port=settings.asterisk.http_port,
+        https_port=settings.asterisk.https_port,
+        rtp_start=settings.sip.rtp_start,
+        rtp_end=settings.sip.rtp_end,
+        ami_secret=_kept_secret(settings.data_dir / "ami.secret"),
+        prompts_dir=_prompts(settings),
+        recordings_dir=settings.recordings.dir,
+        hotline_numbers=tuple(sorted(number for flow in flows.flows.values() for number in flow.numbers)),
+        phones=phones,
+        system_name=settings.asterisk.system_name,
+        trunk_addresses=settings.sip.trunk_addresses,
+        trunk_contact=settings.sip.trunk_contact,
+        fallback_prompt="system_trouble",
+    )
+    install = await asyncio.to_thread(
+        ensure_asterisk, settings.data_dir, mirror=settings.asterisk.mirror or None
+    )
+    return await asyncio.to_thread(render, wanted, install, settings.data_dir / "asterisk")
+
+
+@contextlib.asynccontextmanager
+async def _tasks(app: App, progress: Progress) -> AsyncIterator[None]:
+    """The engine, its adapters and the web server, in one group with one owner."""
+    await app.take_up()
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(app.journal.run(), name="journal")
+        live = [
+            group.create_task(app.engine.run(), name="engine"),
+            group.create_task(app.telephony.run(), name="telephony"),
+            group.create_task(app.watch_flows(), name="flows"),
+            group.create_task(app.keep_asterisk(), name="asterisk"),
+            *(
+                group.create_task(app.finish_recordings(), name=f"recordings {n}")
+                for n in range(_RECORDING_WORKERS)
+            ),
+        ]
+        progress("网页与接口 / web and API")
+        try:
+            async with _web(app):
+                yield
+        finally:
+            await app.say_goodbye()
+            for task in reversed(live):
+                task.cancel()
+            await app.journal.flush(timeout=5)
+            writing.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _web(app: App) -> AsyncIterator[None]:
+    settings = app.settings
+    runner = web.AppRunner(
+        build_app(
+            engine=app.engine,
+            accounts=app.accounts,
+            directory=app.directory,
+            tickets=app.tickets,
+            recordings=app.recordings,
+            health=app,
+            audit=app.directory.audit,
+            clock=clock,
+            sip_address=f"{settings.sip.bind}:{settings.sip.port}",
+            demo=settings.profile is Profile.DEMO,
+        ),
+        access_log=None,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.http.bind, settings.http.port).start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise CannotStart(
+                f"端口 {settings.http.port} 已被占用，请停掉占用它的程序或更改 http.port / port {settings.http.port} "
+                "is in use: stop the program that has it, or set http.port (CALLCENTER_HTTP__PORT)."
+            ) from error
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def serve(settings: Settings, *, progress: Progress) -> None:
+    """Run until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, progress=progress) as app:
+        progress(_ready_line(settings))
+        waiting = asyncio.create_task(stop.wait(), name="until told to stop")
+        await waiting
+        progress("正在停止 / stopping")
+        del app
+
+
+def _ready_line(settings: Settings) -> str:
+    line = f"就绪 / ready: http://{settings.http.bind}:{settings.http.port}/"
+    if settings.profile is Profile.DEMO:
+        line += "  agent1–agent4 spec1 spec2 leader1 qa1 dispatch1 dept1 admin, 密码 / password: demo"
+    return line
+
+
+def _agent(seat: Agent, record: AgentRecord, calls: Mapping[CallId, Call]) -> Agent:
+    """The seat as it was last written down, with its leg in the call if that still lives."""
+    call = calls.get(record.call_id) if record.call_id else None
+    leg = call.leg_of(record.user_id) if call else None
+    return replace(
+        seat,
+        state=record.state,
+        reason=record.reason,
+        since=record.since,
+        call_id=record.call_id,
+        leg_id=leg.leg_id if leg else None,
+        after_call=record.after_call,
+        after_reason=record.after_reason,
+        version=record.version,
+    )
+
+
+def _directory_changed(content: DirectoryContent) -> DirectoryChanged:
+    return DirectoryChanged(
+        profiles=content.profiles,
+        queues=content.queues,
+        not_ready_reasons=frozenset(choice.code for choice in content.not_ready_reasons),
+        dispositions=frozenset(choice.code for choice in content.dispositions),
+        allowed_numbers=frozenset(number.number for number in content.allowed_numbers),
+    )
+
+
+def _prompts(settings: Settings) -> Path:
+    return settings.flows.dir / "prompts" / "audio"
+
+
+def _prompt_names(settings: Settings) -> set[str]:
+    root = _prompts(settings)
+    return {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.wav")}
+
+
+def _kept_secret(path: Path) -> str:
+    """A secret made once and kept beside the data, readable by its owner alone."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="ascii").strip()
+    secret = secrets.token_urlsafe(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secret)
+    return secret
+
+
+def _component(well: bool, trouble: str) -> Component:
+    return Component(Standing.OK) if well else Component(Standing.DOWN, trouble)

@@ -1,0 +1,184 @@
+"""Agents who miss, reject, vanish or contradict themselves: the caller is never lost for it."""
+
+import pytest
+
+from tests.e2e.house import House, ProblemError, dial, until, until_hears
+
+
+async def test_a_missed_offer_goes_to_the_next_agent(clean_house: House) -> None:
+    """Nobody picks up at the first desk: not ready there, and the second rings."""
+    async with (
+        clean_house.person("agent1", "1001") as sleeper,
+        clean_house.person("agent2", "1002") as awake,
+        clean_house.caller() as citizen,
+    ):
+        call = await dial(citizen)
+        ringing = await sleeper.phone.next_call(10)
+        at_desk = await awake.answers()
+        await ringing.cancelled.wait(5)
+        me = await sleeper.until_state("not_ready")
+        assert me["agent"]["reason"] == "missed"
+        await until_hears(call, "agent")
+        seen = await awake.call(await awake.call_id())
+        assert [leg["outcome"] for leg in seen["legs"][1:]] == ["no_answer", "joined"]
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+@pytest.mark.parametrize("status", [486, 603])
+async def test_a_rejected_offer_goes_to_the_next_agent(clean_house: House, status: int) -> None:
+    async with (
+        clean_house.person("agent1", "1001") as busy,
+        clean_house.person("agent2", "1002") as awake,
+        clean_house.caller() as citizen,
+    ):
+        call = await dial(citizen)
+        await (await busy.phone.next_call(10)).reject(status)
+        at_desk = await awake.answers()
+        assert (await busy.until_state("not_ready"))["agent"]["reason"] == "rejected"
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+async def test_an_agent_without_a_phone_cannot_be_ready(clean_house: House) -> None:
+    async with clean_house.rest("agent3") as rest:
+        with pytest.raises(ProblemError) as refused:
+            await rest.put("/api/v1/me/state", {"state": "ready"})
+        assert refused.value.status == 409
+        assert refused.value.reason == "phone_unreachable"
+        assert "话机" in refused.value.body["error"]["message_zh"]
+
+
+async def test_a_phone_that_is_switched_off_makes_its_agent_not_ready(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent:
+        await agent.phone.unregister()
+        me = await agent.until_state("not_ready")
+        assert me["agent"]["reason"] == "no_phone"
+
+
+async def test_a_phone_that_vanished_costs_its_caller_a_few_seconds_and_no_more(clean_house: House) -> None:
+    """The cable was pulled: the offer finds nobody, and the next agent gets the call."""
+    async with (
+        clean_house.person("agent1", "1001") as gone,
+        clean_house.person("agent2", "1002") as awake,
+        clean_house.caller() as citizen,
+    ):
+        gone.phone.vanish()
+        call = await dial(citizen)
+        at_desk = await awake.answers()
+        await gone.until_state("not_ready")
+        await until_hears(call, "agent")
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+async def test_the_longest_idle_agent_is_first(clean_house: House) -> None:
+    async with (
+        clean_house.person("agent2", "1002", ready=False) as two,
+        clean_house.person("agent1", "1001", ready=False) as one,
+        clean_house.caller() as citizen,
+    ):
+        await two.set("ready")
+        await one.set("ready")
+        call = await dial(citizen)
+        at_desk = await two.answers()
+        assert await one.state() == "ready"
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+async def test_not_ready_asked_during_a_call_comes_after_it(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
+        directory = await agent.rest.get("/api/v1/directory")
+        reason = directory["not_ready_reasons"][0]["code"]
+        call = await dial(citizen)
+        at_desk = await agent.answers()
+        await agent.set("not_ready", reason)
+        assert await agent.state() == "talking"
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+        await agent.until_state("wrap_up")
+        me = await agent.until_state("not_ready")
+        assert me["agent"]["reason"] == reason
+
+
+async def test_an_unknown_reason_is_refused(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent:
+        with pytest.raises(ProblemError) as refused:
+            await agent.set("not_ready", "no such reason")
+        assert refused.value.reason == "unknown_reason"
+        assert await agent.state() == "ready"
+
+
+async def test_hold_and_resume_and_two_commands_that_contradict(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
+        call = await dial(citizen)
+        at_desk = await agent.answers()
+        call_id = await agent.call_id()
+        await until_hears(call, "agent")
+        await agent.does("hold", call_id)
+        await until_hears(call)
+        assert await agent.state() == "held"
+        with pytest.raises(ProblemError) as refused:
+            await agent.does("hold", call_id)
+        assert refused.value.reason == "already_held"
+        await agent.does("resume", call_id)
+        await until_hears(call, "agent")
+        await until_hears(at_desk, "caller")
+        with pytest.raises(ProblemError) as refused:
+            await agent.does("resume", call_id)
+        assert refused.value.reason == "not_held"
+        await agent.does("hangup", call_id, to_rating=False)
+        await call.ended.wait(5)
+        with pytest.raises(ProblemError) as refused:
+            await agent.does("hold", call_id)
+        assert refused.value.reason in {"call_ended", "no_such_call"}
+
+
+async def test_a_colleague_cannot_touch_the_call(clean_house: House) -> None:
+    async with (
+        clean_house.person("agent1", "1001") as agent,
+        clean_house.person("agent2", "1002", ready=False) as stranger,
+        clean_house.caller() as citizen,
+    ):
+        call = await dial(citizen)
+        at_desk = await agent.answers()
+        call_id = await agent.call_id()
+        with pytest.raises(ProblemError) as refused:
+            await stranger.does("hangup", call_id)
+        assert refused.value.reason in {"not_your_call", "no_such_call"}
+        await until_hears(call, "agent")
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+async def test_muting_oneself(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
+        call = await dial(citizen)
+        at_desk = await agent.answers()
+        call_id = await agent.call_id()
+        await until_hears(call, "agent")
+        await agent.does("mute", call_id, on=True)
+        await until_hears(call)
+        await until_hears(at_desk, "caller")
+        await agent.does("mute", call_id, on=False)
+        await until_hears(call, "agent")
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+
+
+async def test_wrap_up_is_timed_and_ends_with_the_disposition(clean_house: House) -> None:
+    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
+        call = await dial(citizen)
+        at_desk = await agent.answers()
+        call_id = await agent.call_id()
+        await call.hang_up()
+        await at_desk.ended.wait(5)
+        await agent.until_state("wrap_up")
+        with pytest.raises(ProblemError) as refused:
+            await agent.does("wrap-up", call_id, disposition="no such disposition")
+        assert refused.value.reason == "unknown_disposition"
+        await agent.does("wrap-up", call_id, disposition="answered", note="")
+        await agent.until_state("ready", seconds=1)
+        seen = await until(lambda: agent.call(call_id), lambda c: c["disposition"] is not None)
+        assert seen["disposition"] == "answered"

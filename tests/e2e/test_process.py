@@ -1,0 +1,167 @@
+"""The program as a process: starts, says what is wrong in one line, stops and leaves nothing running."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.house import House, dial, until
+
+
+@pytest.fixture
+def own_house(tmp_path: Path) -> House:
+    return House(tmp_path / "h")
+
+
+async def test_it_starts_takes_a_call_stops_and_starts_again(own_house: House) -> None:
+    """Second start within 10 s; Ctrl-C in the middle of a call ends everything, and the record is closed."""
+    house = own_house
+    try:
+        house.start()
+        asterisk = _asterisk_pid(house)
+        async with house.caller() as citizen:
+            call = await dial(citizen)
+            status = house.stop()
+            assert status == 0
+            await call.ended.wait(5)
+        assert not _lives(asterisk)
+        assert house.start() <= 10
+        async with house.rest("admin") as admin:
+            records = await admin.get("/api/v1/call-records?limit=10")
+            assert [call["phase"] for call in records["calls"]] == ["ended"]
+            health = await admin.get("/healthz")
+            assert health["standing"] == "ok"
+        asterisk = _asterisk_pid(house)
+        assert house.stop() == 0
+        assert not _lives(asterisk)
+    finally:
+        house.close()
+
+
+def _asterisk_pid(house: House) -> int:
+    return int(next(house.data.glob("asterisk/**/asterisk.pid")).read_text())
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("CALLCENTER_HTTP__PORT", socket.SOCK_STREAM),
+        ("CALLCENTER_SIP__PORT", socket.SOCK_DGRAM),
+        ("CALLCENTER_ASTERISK__AMI_PORT", socket.SOCK_STREAM),
+    ],
+)
+def test_a_port_in_use_is_one_clear_line(own_house: House, setting: str, kind: socket.SocketKind) -> None:
+    house = own_house
+    try:
+        with socket.socket(socket.AF_INET, kind) as taken:
+            taken.bind(("127.0.0.1", 0))
+            if kind is socket.SOCK_STREAM:
+                taken.listen()
+            port = taken.getsockname()[1]
+            house.environment[setting] = str(port)
+            ended = house.command("run", seconds=60)
+        assert ended.returncode != 0
+        complaint = ended.stderr.strip().splitlines()
+        assert len(complaint) == 1, ended.stderr
+        assert str(port) in complaint[0]
+        assert "Traceback" not in ended.stdout + ended.stderr
+        assert not [*house.data.glob("asterisk/**/asterisk.pid")] or not _lives(_asterisk_pid(house))
+    finally:
+        house.close()
+
+
+async def test_the_engine_is_killed_and_takes_up_the_calls_that_were_going_on(own_house: House) -> None:
+    """kill -9 while one citizen talks and one waits: nobody is cut off, the order stays, the records are complete."""
+    house = own_house
+    try:
+        house.start()
+        async with (
+            house.person("agent1", "1001") as agent,
+            house.caller("13900000011") as first,
+            house.caller("13900000012") as second,
+        ):
+            talking = await dial(first)
+            desk = await agent.answers()
+            call_id = await agent.call_id()
+            waiting = await dial(second)
+            await until(
+                lambda: agent.rest.get("/api/v1/queues"),
+                lambda q: next(e for e in q["queues"] if e["queue_id"] == "hotline")["waiting"] == 1,
+            )
+            await until(lambda: _stored(house, agent), lambda seen: seen >= 2)
+            house.kill()
+            house.start()
+            assert not talking.ended.is_set()
+            assert not desk.ended.is_set()
+            assert not waiting.ended.is_set()
+            seen = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "talking")
+            assert seen["ticket_number"]
+            await agent.does("hangup", call_id, to_rating=False)
+            await talking.ended.wait(5)
+            await desk.ended.wait(5)
+            await agent.set("ready")
+            next_desk = await agent.answers()
+            await waiting.hang_up()
+            await next_desk.ended.wait(5)
+            ended = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "ended")
+            assert ended["end_reason"] == "completed"
+    finally:
+        house.close()
+
+
+async def _stored(house: House, agent: object) -> int:
+    found = await agent.rest.get("/api/v1/call-records?limit=10")  # type: ignore[attr-defined]
+    return len(found["calls"]) + 1 if found["calls"] else 0
+
+
+async def test_logs_never_hold_a_whole_callers_number(own_house: House) -> None:
+    house = own_house
+    house.environment["CALLCENTER_LOG__LEVEL"] = "debug"
+    try:
+        house.start()
+        async with house.person("agent1", "1001") as agent, house.caller("13912345678") as citizen:
+            call = await dial(citizen)
+            desk = await agent.answers()
+            await call.hang_up()
+            await desk.ended.wait(5)
+        house.stop()
+        assert "13912345678" not in house.said()
+        for line in house.said().splitlines():
+            if line.startswith("{"):
+                json.loads(line)
+    finally:
+        house.close()
+
+
+async def test_health_and_metrics(house: House) -> None:
+    async with house.rest() as nobody:
+        health = await nobody.get("/healthz")
+        assert {name: part["standing"] for name, part in health["components"].items()} == {
+            "asterisk": "ok",
+            "ami": "ok",
+            "database": "ok",
+            "disk": "ok",
+        }
+        status, headers, text = await nobody.raw("/metrics")
+        assert status == 200
+        assert headers["Content-Type"].startswith("text/plain")
+        assert b"callcenter_calls_ended" in text
+
+
+def test_production_refuses_demo_passwords(own_house: House) -> None:
+    house = own_house
+    try:
+        assert house.command("setup").returncode == 0
+        house.environment["CALLCENTER_PROFILE"] = "production"
+        ended = house.command("run", seconds=60)
+        assert ended.returncode != 0
+        assert "password" in ended.stderr
+        assert os.linesep not in ended.stderr.strip()
+    finally:
+        house.close()
