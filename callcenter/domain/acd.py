@@ -9,12 +9,15 @@ costs with 100.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from callcenter.domain.agents import Agent, Queue
+from callcenter.domain.agents import Agent, AgentState, Queue
 from callcenter.domain.calls import CallId, QueueId, UserId
+
+_AWAY = (AgentState.LOGGED_OUT, AgentState.NOT_READY)
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Routing:
         self._by_skill: dict[str, list[QueueId]] = {}
         self._waiting: dict[CallId, tuple[QueueId, float]] = {}
         self._free: dict[UserId, dict[QueueId, tuple[int, float, UserId]]] = {}
+        self._staffing: dict[UserId, list[QueueId]] = {}
+        self._staffed: Counter[QueueId] = Counter()
         self.set_queues(queues)
 
     @property
@@ -57,21 +62,33 @@ class Routing:
 
     # --- agents ---------------------------------------------------------------------------------------------
 
-    def agent_free(self, agent: Agent) -> None:
-        """The agent may be offered calls, idle since ``agent.since_seconds``."""
-        self.agent_taken(agent.user_id)
+    def agent_is(self, agent: Agent) -> None:
+        """Take note of an agent's state and skills: READY may be offered calls, idle since ``since_seconds``."""
+        user_id, serves = agent.user_id, self.serves(agent)
+        present = serves if agent.state not in _AWAY else []
+        if present != self._staffing.get(user_id, []):
+            self._staffed.subtract(self._staffing.pop(user_id, ()))
+            if present:
+                self._staffing[user_id] = present
+                self._staffed.update(present)
         places = {}
-        for queue_id in self.serves(agent):
-            level = agent.profile.skills[self._queues[queue_id].skill]
-            places[queue_id] = (-level, agent.since_seconds, agent.user_id)
-            insort(self._lines[queue_id].free, places[queue_id])
-        self._free[agent.user_id] = places
-
-    def agent_taken(self, user_id: UserId) -> None:
-        """The agent may not be offered anything any more."""
+        if agent.state is AgentState.READY:
+            for queue_id in serves:
+                level = agent.profile.skills[self._queues[queue_id].skill]
+                places[queue_id] = (-level, agent.since_seconds, user_id)
+        if places == self._free.get(user_id, {}):
+            return
         for queue_id, place in self._free.pop(user_id, {}).items():
             if queue_id in self._lines:
                 _take_out(self._lines[queue_id].free, place)
+        if places:
+            self._free[user_id] = places
+            for queue_id, place in places.items():
+                insort(self._lines[queue_id].free, place)
+
+    def staffed_at(self, queue_id: QueueId) -> int:
+        """Agents at work who serve this queue, whatever they are doing now."""
+        return self._staffed[queue_id]
 
     def is_free(self, user_id: UserId) -> bool:
         return user_id in self._free
@@ -109,6 +126,12 @@ class Routing:
     def first_waiting(self, queue_id: QueueId) -> CallId | None:
         waiting = self._lines[queue_id].waiting
         return waiting[0][1] if waiting else None
+
+    def in_order(self) -> list[CallId]:
+        """All who wait, by rank."""
+        return [
+            call_id for call_id, _ in sorted(self._waiting.items(), key=lambda item: (item[1][1], item[0]))
+        ]
 
     def position(self, call_id: CallId) -> int | None:
         """1 for the next to be served; None when the call does not wait."""

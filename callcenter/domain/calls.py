@@ -205,6 +205,15 @@ class Call:
         """Every living leg but the caller's."""
         return tuple(leg for leg in self.legs[1:] if leg.alive)
 
+    @property
+    def parties(self) -> tuple[Leg, ...]:
+        """Every leg that is up but the caller's."""
+        return tuple(leg for leg in self.legs[1:] if leg.up)
+
+    @property
+    def ringing(self) -> tuple[Leg, ...]:
+        return tuple(leg for leg in self.legs[1:] if leg.state is LegState.RINGING)
+
     def leg_of(self, user_id: UserId) -> Leg | None:
         """The user's living leg."""
         return next((leg for leg in self.legs if leg.user_id == user_id and leg.alive), None)

@@ -7,8 +7,8 @@ a turn, after the effects of that turn.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
-from typing import assert_never
+from datetime import date, timedelta
+from typing import Literal, assert_never
 from zoneinfo import ZoneInfo
 
 from callcenter.domain import ivr
@@ -85,11 +85,12 @@ from callcenter.domain.messages import (
     WrapUp,
 )
 from callcenter.domain.spoken import queue_announcement
-from callcenter.domain.timers import Timer, Timers
+from callcenter.domain.timers import Timer, TimerKind, Timers
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 
 _OWN_REASONS = frozenset(reason.value for reason in NotReady)
+_KEYS_COUNT = (ivr.PlayStep, ivr.CollectStep)
 _IN_CALL = (AgentState.OFFERED, AgentState.TALKING, AgentState.HELD)
 
 
@@ -110,6 +111,10 @@ class Policy:
     """For a call that came from no queue."""
     first_handling_seconds: float = 180.0
     """Handling time assumed until the queue has its own average."""
+    prompt_seconds: float = 90.0
+    """A prompt whose length is not known and whose end has not been told is taken as ended: no silent caller."""
+    alone_seconds: float = 0.5
+    """So long after Asterisk let go of a caller his partner's end may come; the dialplan holds him for 3 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +127,37 @@ class QueueStatus:
 
 
 @dataclass(slots=True)
+class _InFlow:
+    """What a caller who talks with nobody is hearing."""
+
+    step: ivr.Step | None
+    """None: the last words to a caller whom no flow leads."""
+    play_id: int | None = None
+    """The prompts whose end is awaited."""
+    message_since: float | None = None
+
+
+@dataclass(slots=True)
 class _Search:
     """Ringing specialists one after the other until somebody with the skill answers."""
 
     skill: str
     by: UserId
-    privately: bool
     tried: set[UserId]
 
 
 class ContactCentre:
     def __init__(
-        self, policy: Policy | None = None, *, working_days: Mapping[date, bool] | None = None
+        self,
+        policy: Policy | None = None,
+        *,
+        working_days: Mapping[date, bool] | None = None,
+        prompt_seconds: Mapping[str, float] | None = None,
     ) -> None:
+        """``prompt_seconds``: the prompts' lengths by name, as far as they are known."""
         self._policy = policy or Policy()
         self._working_days = working_days or {}
+        self._prompt_seconds = prompt_seconds or {}
         self._calls: dict[CallId, Call] = {}
         self._agents: dict[UserId, Agent] = {}
         self._by_phone: dict[str, UserId] = {}
@@ -146,11 +167,12 @@ class ContactCentre:
         self._flows: dict[tuple[str, str], ivr.Flow] = {}
         self._line_flow: dict[str, ivr.Flow] = {}
         self._by_number: dict[str, ivr.Flow] = {}
-        self._steps: dict[CallId, ivr.Step] = {}
-        self._plays: dict[LegId, int] = {}
+        self._in_flow: dict[CallId, _InFlow] = {}
         self._play_id = 0
         self._searches: dict[CallId, _Search] = {}
-        self._messages: dict[CallId, float] = {}
+        self._not_arranged: set[CallId] = set()
+        self._given_up: set[CallId] = set()
+        self._members: frozenset[UserId] = frozenset()
         self._handling: dict[QueueId, float] = {}
         self._reasons: frozenset[str] = frozenset()
         self._dispositions: frozenset[str] = frozenset()
@@ -181,7 +203,6 @@ class ContactCentre:
         return self._telephony_up
 
     def queue_status(self, now: Now) -> list[QueueStatus]:
-        staffed = self._staffed()
         status = []
         for queue_id in self._routing.queues:
             first = self._routing.first_waiting(queue_id)
@@ -192,7 +213,7 @@ class ContactCentre:
                     self._routing.waiting_at(queue_id),
                     (now.utc - queued_at).total_seconds() if queued_at else 0.0,
                     self._routing.free_at(queue_id),
-                    staffed.get(queue_id, 0),
+                    self._routing.staffed_at(queue_id),
                 )
             )
         return status
@@ -212,7 +233,8 @@ class ContactCentre:
             self._asked(request)
         except Refused:
             # Every check stands before the first change; this only makes a forgotten one visible in tests.
-            assert not self._out, "a request was refused half-way"
+            changed = [*self._out, *self._changed_calls, *self._changed_agents]
+            assert not changed, "a request was refused half-way"
             raise
         return self._turn_over()
 
@@ -228,26 +250,53 @@ class ContactCentre:
         return self._timers.next_due()
 
     def restore(self, calls: Iterable[Call], agents: Iterable[Agent], now: Now) -> None:
-        """Take up what the records say was going on; the next ``TelephonyResynced`` tells what is left of it."""
+        """Take up what the records say was going on; the next ``TelephonyResynced`` tells what is left of it.
+
+        The directory must be known: of others' agents nothing is taken.
+        """
         self._now = now
+        for stored in agents:
+            known = self._agents.get(stored.user_id)
+            if known is not None:
+                self._keep_agent(self._awakened(stored, known))
         for call in calls:
             self._calls[call.call_id] = call
             for leg in call.others:
                 if not leg.up:
-                    self._timers.set(Timer("ring", leg.leg_id), now.seconds + self._policy.invite_seconds)
-        for stored in agents:
-            known = self._agents.get(stored.user_id)
-            if known is not None:
-                since = (
-                    now.seconds - (now.utc - stored.since).total_seconds() if stored.since else now.seconds
-                )
-                self._agents[stored.user_id] = replace(
-                    stored,
-                    profile=known.profile,
-                    since_seconds=since,
-                    wrap_up_until=None,
-                    phone_reachable=False,
-                )
+                    self._timers.set(
+                        Timer(TimerKind.RING, leg.leg_id), now.seconds + self._policy.invite_seconds
+                    )
+                agent = self._agents.get(leg.user_id) if leg.user_id else None
+                if agent is not None and agent.leg_id != leg.leg_id:
+                    # The call is the truth: its agent's own record may have been written a moment earlier.
+                    after = agent.after_call if agent.state in _IN_CALL else agent.state
+                    self._keep_agent(
+                        replace(
+                            agent,
+                            state=_state_in(call, leg),
+                            call_id=call.call_id,
+                            leg_id=leg.leg_id,
+                            after_call=AgentState.READY if after is AgentState.WRAP_UP else after,
+                            after_reason=agent.after_reason if agent.state in _IN_CALL else agent.reason,
+                            wrap_up_until=None,
+                        )
+                    )
+
+    def _awakened(self, stored: Agent, known: Agent) -> Agent:
+        """An agent of the records on this process' monotonic clock."""
+        ago = (self._now.utc - stored.since).total_seconds() if stored.since else 0.0
+        since = self._now.seconds - ago
+        until = None
+        if stored.state is AgentState.WRAP_UP and stored.wrap_up_until is not None:
+            until = since + stored.wrap_up_until - stored.since_seconds
+            self._timers.set(Timer(TimerKind.WRAP_UP, stored.user_id), until)
+        return replace(
+            stored,
+            profile=known.profile,
+            since_seconds=since,
+            wrap_up_until=until,
+            phone_reachable=known.phone_reachable,
+        )
 
     def give_up(self, event: Event, now: Now) -> list[Effect]:
         """The centre failed at this event: that call alone goes to the dialplan's fallback."""
@@ -259,8 +308,9 @@ class ContactCentre:
             return self._turn_over()
         for leg in call.others:
             self._out.append(HangUp(leg.leg_id))
-        self._out.append(FallBack(call.caller_leg.leg_id))
-        self._forget_waiting(call)
+        if call.caller_leg.alive:
+            self._out.append(FallBack(call.caller_leg.leg_id))
+            self._given_up.add(call.call_id)
         self._close(call, EndReason.FAULT)
         return self._turn_over()
 
@@ -291,8 +341,8 @@ class ContactCentre:
             case PromptsEnded(leg_id, play_id):
                 self._prompts_ended(leg_id, play_id)
             case DigitPressed(leg_id, digit):
-                call = self._calls.get(CallId(leg_id))
-                if call is not None and call.call_id in self._steps:
+                call, heard = self._calls.get(CallId(leg_id)), self._in_flow.get(CallId(leg_id))
+                if call is not None and heard is not None and isinstance(heard.step, _KEYS_COUNT):
                     self._flow_on(call, ivr.DigitPressed(digit))
             case MessageEnded(leg_id):
                 call = self._calls.get(CallId(leg_id))
@@ -300,8 +350,8 @@ class ContactCentre:
                     self._message_over(call)
             case ConversationOver(leg_id):
                 self._conversation_over(leg_id)
-            case ArrangeFailed(call_id, detail):
-                self._arrange_failed(call_id, detail)
+            case ArrangeFailed(call_id):
+                self._arrange_failed(call_id)
             case FellBack():
                 self._fell_back(event)
             case PhoneSeen(phone, reachable):
@@ -325,7 +375,7 @@ class ContactCentre:
                 assert_never(event)
 
     def _call_arrived(self, event: CallArrived) -> None:
-        if event.call_id in self._calls:
+        if event.call_id in self._calls or event.call_id in self._given_up:
             return
         flow = self._by_number.get(event.dialled)
         call = self._new_call(event.call_id, event.caller, event.dialled, flow)
@@ -372,32 +422,38 @@ class ContactCentre:
     def _flow_on(self, call: Call, event: ivr.Input) -> None:
         """Let the flow go on with what happened to its caller."""
         cursor, flow = call.cursor, self._flow_of(call)
-        if cursor is not None and flow is not None:
-            self._follow(call, *ivr.advance(flow, cursor, event, self._facts(call)))
+        if cursor is None or flow is None:
+            self._out.append(Alarm("no_flow", {"dialled": call.dialled}))
+            self._say_then_hang_up(call, "system_trouble")
+            return
+        if flow.version != cursor.version:
+            # The version he began with went with an earlier engine: the node he is at, in the present one.
+            event = ivr.Started()
+        self._follow(call, *ivr.advance(flow, cursor, event, self._facts(call)))
 
     def _flow_of(self, call: Call) -> ivr.Flow | None:
-        """The version the call began with, or the line's present one if that is gone (after a restart)."""
-        return self._flows.get((call.line, call.flow_version)) or self._line_flow.get(call.line)
+        """The version the call is in, or the line's present one if that is gone (after a restart)."""
+        version = call.cursor.version if call.cursor else call.flow_version
+        return self._flows.get((call.line, version)) or self._line_flow.get(call.line)
 
     def _follow(
         self, call: Call, cursor: ivr.Cursor, step: ivr.Step | None, noted: tuple[ivr.Noted, ...]
     ) -> None:
-        changed = replace(call, cursor=cursor)
-        for note in noted:
-            changed = self._with_note(changed, note)
-        if changed != call:
-            call = self._put(changed)
+        if cursor is not call.cursor or noted:
+            call = replace(call, cursor=cursor)
+            for note in noted:
+                call = self._with_note(call, note)
+            call = self._put(call)
         if step is None:
             return
-        self._timers.cancel(Timer("collect", call.call_id))
-        self._steps[call.call_id] = step
-        leg_id = call.caller_leg.leg_id
+        self._leave_flow(call)
+        self._in_flow[call.call_id] = _InFlow(step)
         match step:
             case ivr.PlayStep(prompts) | ivr.CollectStep(prompts) | ivr.MessageStep(prompts):
                 if prompts:
-                    self._play(leg_id, prompts, Meanwhile.QUIET)
+                    self._play(call, prompts, Meanwhile.QUIET)
                 else:
-                    self._prompts_over(call)
+                    self._prompts_over(call, step)
             case ivr.QueueStep():
                 self._enter_queue(call, step)
             case ivr.TransferStep(kind, to):
@@ -421,56 +477,80 @@ class ContactCentre:
             case _:
                 assert_never(note)
 
-    def _play(self, leg_id: LegId, prompts: tuple[str, ...], then: Meanwhile) -> None:
+    def _play(self, call: Call, prompts: tuple[str, ...], then: Meanwhile) -> None:
         self._play_id += 1
-        self._plays[leg_id] = self._play_id
-        self._out.append(Play(leg_id, self._play_id, prompts, then))
+        self._in_flow[call.call_id].play_id = self._play_id
+        length = sum(self._prompt_seconds.get(name, self._policy.prompt_seconds) for name in prompts)
+        self._expect_end(call, length)
+        self._out.append(Play(call.caller_leg.leg_id, self._play_id, prompts, then))
+
+    def _expect_end(self, call: Call, seconds: float) -> None:
+        """Prompts and messages whose end is not told have ended nevertheless."""
+        due = self._now.seconds + seconds + self._policy.gone_seconds
+        self._timers.set(Timer(TimerKind.PLAYED, call.call_id), due)
 
     def _prompts_ended(self, leg_id: LegId, play_id: int) -> None:
-        call = self._calls.get(CallId(leg_id))
-        if call is None or self._plays.get(leg_id) != play_id:
+        call, heard = self._calls.get(CallId(leg_id)), self._in_flow.get(CallId(leg_id))
+        if call is None or heard is None or heard.play_id != play_id:
             return
-        del self._plays[leg_id]
-        if not any(step.kind is StepKind.GREETED for step in call.steps):
+        heard.play_id = None
+        self._timers.cancel(Timer(TimerKind.PLAYED, call.call_id))
+        if heard.step is None:
+            self._end_for_caller(call)
+            return
+        if isinstance(heard.step, ivr.PlayStep) and not any(
+            step.kind is StepKind.GREETED for step in call.steps
+        ):
             call = self._put(call.with_step(self._now, StepKind.GREETED))
-        if call.call_id not in self._steps:
-            # The last words to a caller without a flow.
-            if call.phase in (Phase.IN_FLOW, Phase.AFTER):
-                self._end_for_caller(call)
-            return
-        self._prompts_over(call)
+        self._prompts_over(call, heard.step)
 
-    def _prompts_over(self, call: Call) -> None:
-        match self._steps.get(call.call_id):
+    def _prompts_over(self, call: Call, step: ivr.Step) -> None:
+        match step:
             case ivr.PlayStep():
                 self._flow_on(call, ivr.PromptsEnded())
             case ivr.CollectStep(timeout_seconds=seconds):
-                self._timers.set(Timer("collect", call.call_id), self._now.seconds + seconds)
+                self._timers.set(Timer(TimerKind.COLLECT, call.call_id), self._now.seconds + seconds)
                 self._flow_on(call, ivr.PromptsEnded())
             case ivr.MessageStep(max_seconds=seconds):
-                self._messages[call.call_id] = self._now.seconds
+                self._in_flow[call.call_id].message_since = self._now.seconds
+                self._expect_end(call, seconds)
                 self._out.append(TakeMessage(call, call.caller_leg.leg_id, seconds))
-            case ivr.QueueStep() | ivr.TransferStep() | ivr.HangUpStep() | None:
+            case ivr.QueueStep() | ivr.TransferStep() | ivr.HangUpStep():
                 pass
+            case _:
+                assert_never(step)
 
     def _message_over(self, call: Call) -> None:
-        """The caller has stopped speaking, by key, by silence or by hanging up."""
-        began = self._messages.pop(call.call_id, None)
-        if began is not None and isinstance(self._steps.get(call.call_id), ivr.MessageStep):
-            self._flow_on(call, ivr.MessageEnded(self._now.seconds - began))
+        """The caller has stopped speaking, by key or by silence."""
+        heard = self._in_flow.get(call.call_id)
+        if heard is not None and heard.message_since is not None:
+            self._flow_on(call, ivr.MessageEnded(self._now.seconds - heard.message_since))
+
+    def _with_message(self, call: Call) -> Call:
+        """The call of a caller who has just hung up, with the message he may have been speaking."""
+        heard, flow = self._in_flow.get(call.call_id), self._flow_of(call)
+        if heard is None or heard.message_since is None or flow is None or call.cursor is None:
+            return call
+        spoken = ivr.MessageEnded(self._now.seconds - heard.message_since)
+        for note in ivr.advance(flow, call.cursor, spoken, self._facts(call))[2]:
+            if isinstance(note, ivr.MessageLeft):
+                call = self._with_note(call, note)
+        return call
 
     def _say_then_hang_up(self, call: Call, prompt: str) -> None:
         self._leave_flow(call)
-        self._play(call.caller_leg.leg_id, (prompt,), Meanwhile.QUIET)
+        self._in_flow[call.call_id] = _InFlow(None)
+        self._play(call, (prompt,), Meanwhile.QUIET)
 
     def _leave_flow(self, call: Call) -> None:
-        self._steps.pop(call.call_id, None)
-        self._plays.pop(call.caller_leg.leg_id, None)
-        self._timers.cancel(Timer("collect", call.call_id))
+        """Nothing more is awaited from prompts, keys or messages."""
+        if self._in_flow.pop(call.call_id, None) is not None:
+            for kind in (TimerKind.PLAYED, TimerKind.COLLECT):
+                self._timers.cancel(Timer(kind, call.call_id))
 
     def _flow_transfer(self, call: Call, kind: ivr.TransferTo, to: str) -> None:
         if kind is ivr.TransferTo.QUEUE:
-            self._enter_queue(call, ivr.QueueStep(to, 0.0, None, False, False, None, None))
+            self._enter_queue(call, _plain_queue(QueueId(to)))
             return
         self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
         target = Target(TargetKind.USER if kind is ivr.TransferTo.AGENT else TargetKind.NUMBER, to)
@@ -483,10 +563,10 @@ class ContactCentre:
         queue = self._routing.queues.get(QueueId(step.queue))
         if queue is None:
             self._out.append(Alarm("no_queue", {"queue": step.queue, "line": call.line}))
-            self._not_queued(call, ivr.GaveUp.CLOSED)
+            self._flow_on(call, ivr.QueueGaveUp(ivr.GaveUp.CLOSED))
             return
         if self._routing.waiting_at(queue.queue_id) >= queue.max_waiting:
-            self._not_queued(call, ivr.GaveUp.FULL)
+            self._flow_on(call, ivr.QueueGaveUp(ivr.GaveUp.FULL))
             return
         call = replace(
             call,
@@ -496,19 +576,36 @@ class ContactCentre:
             head_start_seconds=max(call.head_start_seconds, step.head_start_seconds),
         )
         call = self._put(call.with_step(self._now, StepKind.QUEUED, detail=queue.queue_id))
+        self._wait(call, step)
+
+    def _wait(self, call: Call, step: ivr.QueueStep) -> None:
+        """Music, announcements and a longest wait, as the flow says, until an agent is found."""
         self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
         if step.max_wait_seconds is not None:
-            self._timers.set(Timer("max_wait", call.call_id), self._now.seconds + step.max_wait_seconds)
-        self._announce_later(call)
+            due = self._now.seconds + step.max_wait_seconds
+            self._timers.set(Timer(TimerKind.MAX_WAIT, call.call_id), due)
+        self._announce_later(call, step)
         self._seek_agent(call)
 
-    def _not_queued(self, call: Call, reason: ivr.GaveUp) -> None:
-        by_transfer = isinstance(self._steps.get(call.call_id), ivr.TransferStep)
-        self._flow_on(call, ivr.TransferFailed() if by_transfer else ivr.QueueGaveUp(reason))
+    def _wait_again(self, call: Call) -> None:
+        """Go on waiting as the flow's queue node says, which an earlier conversation or engine has ended."""
+        assert call.queue is not None, "a waiting call has its queue"
+        step: ivr.Step | None = None
+        flow, cursor = self._flow_of(call), call.cursor
+        if flow is not None and cursor is not None:
+            step = ivr.advance(flow, cursor, ivr.Started(), self._facts(call))[1]
+        if not isinstance(step, ivr.QueueStep):
+            step = _plain_queue(call.queue)
+        self._leave_flow(call)
+        self._in_flow[call.call_id] = _InFlow(step)
+        self._wait(call, step)
 
     def _seek_agent(self, call: Call) -> None:
         """Offer a waiting call to the best free agent, or let it wait in its place."""
         assert call.queue is not None, "a waiting call has its queue"
+        if call.queue not in self._routing.queues:
+            self._queue_closed(call)
+            return
         user_id = self._routing.agent_for(call.queue) if self._telephony_up else None
         if user_id is None:
             queued_at = call.queued_at or self._now.utc
@@ -537,60 +634,63 @@ class ContactCentre:
         )
         self._ring_user(call, agent, by=None, seconds=seconds)
 
-    def _announce_later(self, call: Call) -> None:
-        step = self._steps.get(call.call_id)
-        if isinstance(step, ivr.QueueStep) and step.announce_every_seconds is not None:
-            self._timers.set(Timer("announce", call.call_id), self._now.seconds + step.announce_every_seconds)
+    def _announce_later(self, call: Call, step: ivr.QueueStep) -> None:
+        if step.announce_every_seconds is not None:
+            due = self._now.seconds + step.announce_every_seconds
+            self._timers.set(Timer(TimerKind.ANNOUNCE, call.call_id), due)
 
     def _announce(self, call: Call) -> None:
-        step = self._steps.get(call.call_id)
-        if not isinstance(step, ivr.QueueStep) or call.phase is not Phase.WAITING:
+        heard = self._in_flow.get(call.call_id)
+        if heard is None or not isinstance(heard.step, ivr.QueueStep) or call.phase is not Phase.WAITING:
             return
         facts = self._facts(call)
         # While a phone rings for him he is no longer in the line: saying a place would be untrue.
         if facts.position is not None:
             prompts = queue_announcement(
-                facts.position if step.announce_position else None,
-                facts.expected_wait_seconds if step.announce_wait else None,
+                facts.position if heard.step.announce_position else None,
+                facts.expected_wait_seconds if heard.step.announce_wait else None,
             )
             if prompts:
-                self._play(call.caller_leg.leg_id, prompts, Meanwhile.MUSIC)
-        self._announce_later(call)
+                self._play(call, prompts, Meanwhile.MUSIC)
+        self._announce_later(call, heard.step)
 
     def _expected_wait(self, queue_id: QueueId, position: int) -> float | None:
         """Seconds until the caller at this position is served: position x mean handling time / staffed agents.
 
         None when nobody is there to answer: no figure is better than a wrong one.
         """
-        staffed = self._staffed().get(queue_id, 0)
+        staffed = self._routing.staffed_at(queue_id)
         if staffed == 0:
             return None
         return position * self._handling.get(queue_id, self._policy.first_handling_seconds) / staffed
 
-    def _staffed(self) -> dict[QueueId, int]:
-        counts: dict[QueueId, int] = {}
-        for agent in self._agents.values():
-            if agent.state not in (AgentState.LOGGED_OUT, AgentState.NOT_READY):
-                for queue_id in self._routing.serves(agent):
-                    counts[queue_id] = counts.get(queue_id, 0) + 1
-        return counts
-
     def _requeue(self, call: Call) -> None:
-        """Give a caller back to his queue, ahead of those who just came; without a queue the call is over."""
-        if call.queue is None or call.queue not in self._routing.queues:
-            self._talk_over(call)
-            return
-        head_start = call.head_start_seconds + self._policy.requeue_head_start_seconds
+        """Give a caller who was put through back to his queue, ahead of those who just came."""
         caller = replace(call.caller_leg, place=Place.ALONE)
-        call = replace(call.with_leg(caller), phase=Phase.WAITING, head_start_seconds=head_start)
+        call = replace(call.with_leg(caller), phase=Phase.WAITING)
+        if call.queue is None or call.queue not in self._routing.queues:
+            self._queue_closed(call)
+            return
+        served = (self._now.utc - call.queued_at).total_seconds() if call.queued_at else 0.0
+        head_start = call.head_start_seconds + served + self._policy.requeue_head_start_seconds
+        call = replace(call, queued_at=self._now.utc, head_start_seconds=head_start)
         call = self._put(call.with_step(self._now, StepKind.QUEUED, detail=call.queue or ""))
-        self._out.append(Wait(caller.leg_id, Meanwhile.MUSIC))
-        self._announce_later(call)
-        self._seek_agent(call)
+        self._wait_again(call)
+
+    def _queue_closed(self, call: Call) -> None:
+        """His queue is no more, or he never had one: his flow knows what to do when nobody can be reached."""
+        self._forget_waiting(call)
+        call = self._put(replace(call, phase=Phase.IN_FLOW))
+        self._flow_on(call, ivr.QueueGaveUp(ivr.GaveUp.CLOSED))
+
+    def _pair_up(self) -> None:
+        """Offer the waiting callers, in their order, to whoever is free."""
+        for call_id in self._routing.in_order():
+            self._seek_agent(self._calls[call_id])
 
     def _forget_waiting(self, call: Call) -> None:
         self._routing.call_gone(call.call_id)
-        for kind in ("announce", "max_wait", "collect"):
+        for kind in (TimerKind.ANNOUNCE, TimerKind.MAX_WAIT):
             self._timers.cancel(Timer(kind, call.call_id))
 
     # --- ringing people -------------------------------------------------------------------------------------
@@ -611,11 +711,9 @@ class ContactCentre:
         call = call.with_step(
             self._now, kind, leg_id=call.next_leg_id(), user_id=agent.user_id, detail=target.value
         )
-        if not agent.phone_reachable or agent.profile.phone is None:
-            self._note_failed(call, agent, Outcome.UNREACHABLE, by=by)
-            return None
-        if agent.call_id is not None or agent.state is AgentState.NOT_READY:
-            self._note_failed(call, agent, Outcome.BUSY, by=by)
+        obstacle = _obstacle(agent)
+        if obstacle is not None:
+            self._note_failed(call, agent, obstacle, by=by)
             return None
         return self._ring_user(call, agent, by=by, seconds=self._policy.invite_seconds)
 
@@ -659,7 +757,7 @@ class ContactCentre:
             asked_by=by,
         )
         self._put(call.with_leg(leg))
-        self._timers.set(Timer("ring", leg_id), self._now.seconds + seconds)
+        self._timers.set(Timer(TimerKind.RING, leg_id), self._now.seconds + seconds)
         shown = call.caller if role is Role.AGENT else call.line
         margin = self._policy.ring_margin_seconds
         self._out.append(Ring(call.call_id, leg_id, role, address, seconds + margin, shown, call.line))
@@ -697,8 +795,8 @@ class ContactCentre:
 
     def _hang_up(self, leg_id: LegId) -> None:
         self._out.append(HangUp(leg_id))
-        self._timers.cancel(Timer("ring", leg_id))
-        self._timers.set(Timer("gone", leg_id), self._now.seconds + self._policy.gone_seconds)
+        self._timers.cancel(Timer(TimerKind.RING, leg_id))
+        self._timers.set(Timer(TimerKind.GONE, leg_id), self._now.seconds + self._policy.gone_seconds)
 
     # --- a leg answers --------------------------------------------------------------------------------------
 
@@ -711,7 +809,7 @@ class ContactCentre:
             # The phone answered while our cancel was under way: the cancel stands.
             self._out.append(HangUp(leg_id))
             return
-        self._timers.cancel(Timer("ring", leg_id))
+        self._timers.cancel(Timer(TimerKind.RING, leg_id))
         self._searches.pop(call.call_id, None)
         self._forget_waiting(call)
         self._leave_flow(call)
@@ -726,66 +824,88 @@ class ContactCentre:
 
     def _conversation_begins(self, call: Call, leg: Leg) -> None:
         """Caller and the party that answered hear each other."""
+        self._timers.cancel(Timer(TimerKind.ALONE, call.call_id))
         first = call.answered_at is None
-        call = self._together(call.with_leg(leg), call.caller_leg.leg_id, leg.leg_id)
-        kind = StepKind.ANSWERED if leg.asked_by is None else StepKind.JOINED
         call = replace(
-            call,
+            call.with_leg(leg),
             phase=Phase.TALKING,
             answered_at=call.answered_at or self._now.utc,
             answered_by=call.answered_by or leg.user_id,
-            handled_by=_with(call.handled_by, leg),
-        ).with_step(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id)
-        call = self._put(call)
+            end_reason=None,
+        )
+        call = self._put(self._together(call, call.caller_leg, leg))
         if first:
             self._out.append(Record(call, call.caller_leg.leg_id))
         self._out.append(Record(call, leg.leg_id))
         self._arrange(call)
-        self._talks(call, leg, AgentState.TALKING)
+        self._show(call)
 
     def _party_answered(self, call: Call, leg: Leg) -> None:
         """An invited party answered: privately with whoever invited him while the caller is held, else with all."""
-        call = replace(call.with_leg(leg), handled_by=_with(call.handled_by, leg))
-        private = call.caller_leg.place is Place.HELD
-        if not private:
-            call = self._together(call, leg.leg_id)
-        kind = StepKind.CONSULTED if private else StepKind.JOINED
-        call = self._put(call.with_step(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id))
+        call = call.with_leg(leg)
+        if call.caller_leg.place is Place.HELD:
+            call = call.with_step(
+                self._now, StepKind.CONSULTED, leg_id=leg.leg_id, user_id=leg.user_id, detail=leg.address
+            )
+        else:
+            call = self._together(call, leg)
+        call = self._put(call)
         self._out.append(Record(call, leg.leg_id))
         self._arrange(call)
-        self._talks(call, leg, AgentState.HELD if private else AgentState.TALKING)
+        self._show(call)
 
-    def _together(self, call: Call, *leg_ids: LegId) -> Call:
-        """The call with these legs in the conversation; whoever is now with the caller has joined."""
-        for leg_id in leg_ids:
-            leg = call.leg(leg_id)
-            assert leg is not None, "a leg that is brought together is in the call"
+    def _together(self, call: Call, *legs: Leg) -> Call:
+        """The call with these legs in the conversation; whoever now hears the caller for the first time has joined."""
+        for leg in legs:
             call = call.with_leg(replace(leg, place=Place.TOGETHER))
-        if call.caller_leg.up and call.caller_leg.place is Place.TOGETHER:
-            for leg in call.others:
-                if leg.up and leg.place is Place.TOGETHER and leg.joined_at is None:
-                    call = call.with_leg(replace(leg, joined_at=self._now.utc))
+        if not call.caller_leg.up or call.caller_leg.place is not Place.TOGETHER:
+            return call
+        for leg in call.parties:
+            if leg.place is Place.TOGETHER and leg.joined_at is None:
+                kind = StepKind.ANSWERED if leg.asked_by is None else StepKind.JOINED
+                call = call.with_leg(replace(leg, joined_at=self._now.utc))
+                call = replace(call, handled_by=_with(call.handled_by, leg))
+                call = call.with_step(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id)
+        return call
+
+    def _brought_back(self, call: Call, by: Leg | None) -> Call:
+        """The held caller and everybody who is up, together again."""
+        if call.caller_leg.place is Place.HELD:
+            call = call.with_step(
+                self._now,
+                StepKind.RESUMED,
+                leg_id=by.leg_id if by else None,
+                user_id=by.user_id if by else None,
+            )
+        call = self._put(self._together(call, call.caller_leg, *call.parties))
+        self._arrange(call)
+        self._show(call)
         return call
 
     def _arrange(self, call: Call) -> None:
-        up = [leg for leg in call.legs if leg.up]
+        up = [leg for leg in call.legs if leg.up and not self._is_leaving(leg)]
         together = tuple(leg.leg_id for leg in up if leg.place is Place.TOGETHER)
         held = tuple(leg.leg_id for leg in up if leg.place is Place.HELD)
         self._out.append(Arrange(call.call_id, together, held))
 
-    def _talks(self, call: Call, leg: Leg, state: AgentState) -> None:
-        if leg.user_id is not None:
-            self._become(self._agents[leg.user_id], state, call_id=call.call_id, leg_id=leg.leg_id)
+    def _show(self, call: Call) -> None:
+        """Everybody who is up in the call talks, or talks while the caller hears music."""
+        for leg in call.parties:
+            agent = self._agents.get(leg.user_id) if leg.user_id else None
+            if agent is not None and agent.leg_id == leg.leg_id and agent.state is not _state_in(call, leg):
+                self._become(agent, _state_in(call, leg), call_id=call.call_id, leg_id=leg.leg_id)
 
     # --- a leg ends -----------------------------------------------------------------------------------------
 
     def _leg_ended(self, leg_id: LegId, outcome: Outcome) -> None:
+        self._given_up.discard(CallId(leg_id))
         call = self._calls.get(call_id_of(leg_id))
         leg = call.leg(leg_id) if call else None
         if call is None or leg is None or not leg.alive:
             return
-        for kind in ("ring", "gone"):
+        for kind in (TimerKind.RING, TimerKind.GONE):
             self._timers.cancel(Timer(kind, leg_id))
+        self._timers.cancel(Timer(TimerKind.ALONE, call.call_id))
         if leg.role is Role.CALLER:
             self._caller_gone(call)
         elif leg.up:
@@ -794,20 +914,23 @@ class ContactCentre:
             self._ring_failed(call, leg, leg.cancelled or outcome)
 
     def _caller_gone(self, call: Call) -> None:
-        self._message_over(call)
-        call = self._calls[call.call_id]
+        call = self._with_message(call)
         self._forget_waiting(call)
         self._leave_flow(call)
-        ringing = [leg for leg in call.others if not leg.up]
         reason = call.end_reason
         if reason is None and call.answered_at is None:
-            waiting = EndReason.ABANDONED_RINGING if ringing else EndReason.ABANDONED_WAITING
-            reason = waiting if call.phase is Phase.WAITING else EndReason.ABANDONED_IN_FLOW
+            if call.ringing:
+                reason = EndReason.ABANDONED_RINGING
+            elif call.phase is Phase.WAITING:
+                reason = EndReason.ABANDONED_WAITING
+            else:
+                reason = EndReason.ABANDONED_IN_FLOW
         caller = replace(call.caller_leg, state=LegState.ENDED, ended_at=self._now.utc)
         call = replace(call.with_leg(caller), end_reason=reason)
         call = self._put(call.with_step(self._now, StepKind.LEFT, leg_id=caller.leg_id))
-        for leg in ringing:
+        for leg in call.ringing:
             call = self._cancel(call, leg, Outcome.CALLER_GONE)
+        self._show(call)
         self._settle(call)
 
     def _party_left(self, call: Call, leg: Leg) -> None:
@@ -832,7 +955,7 @@ class ContactCentre:
         if not call.caller_leg.alive or call.phase in (Phase.AFTER, Phase.ENDED):
             self._settle(call)
         elif call.phase is Phase.WAITING:
-            if not call.others:
+            if not call.ringing:
                 self._seek_agent(call)
         elif call.phase is Phase.IN_FLOW:
             self._flow_on(call, ivr.TransferFailed())
@@ -845,7 +968,8 @@ class ContactCentre:
         if agent is None or agent.leg_id != leg.leg_id:
             return
         blameless = outcome in (Outcome.CALLER_GONE, Outcome.WITHDRAWN)
-        if leg.role is not Role.AGENT or agent.after_call is AgentState.LOGGED_OUT or blameless:
+        invited = leg.role is not Role.AGENT and leg.asked_by is not None
+        if invited or agent.after_call is AgentState.LOGGED_OUT or blameless:
             self._back(agent)
             return
         reason = {
@@ -881,9 +1005,9 @@ class ContactCentre:
             if search.skill in agent.profile.skills
             and agent.user_id not in search.tried
             and agent.user_id != search.by
-            and agent.phone_reachable
-            and agent.call_id is None
-            and agent.state is not AgentState.NOT_READY
+            and _obstacle(agent) is None
+            # A specialist's desk telephone may ring without a login; an agent who has logged out has gone home.
+            and (agent.state is not AgentState.LOGGED_OUT or _role_of(agent.profile) is Role.SPECIALIST)
         ]
         return min(free, key=lambda a: (-a.profile.skills[search.skill], a.since_seconds), default=None)
 
@@ -895,43 +1019,43 @@ class ContactCentre:
         if leg.role is not Role.AGENT:
             self._back(agent)
             return
-        queue = self._routing.queues.get(call.queue) if call.queue else None
+        queue_id = _queue_of(call, leg)
+        queue = self._routing.queues.get(queue_id) if queue_id else None
         seconds = queue.wrap_up_seconds if queue else self._policy.wrap_up_seconds
         if queue is not None and leg.answered_at is not None:
             took = (self._now.utc - leg.answered_at).total_seconds() + seconds
             before = self._handling.get(queue.queue_id, self._policy.first_handling_seconds)
             self._handling[queue.queue_id] = before + (took - before) / 20
         until = self._now.seconds + seconds
-        self._timers.set(Timer("wrap_up", agent.user_id), until)
+        self._timers.set(Timer(TimerKind.WRAP_UP, agent.user_id), until)
         self._become(agent, AgentState.WRAP_UP, call_id=call.call_id, wrap_up_until=until)
 
     def _settle(self, call: Call) -> None:
         """Bring the call to rest after somebody left: who is still there decides what happens to them."""
         if call.phase is Phase.ENDED:
             return
-        caller, others = call.caller_leg, call.others
-        up = [leg for leg in others if leg.up]
+        caller, parties = call.caller_leg, call.parties
         if not caller.alive:
-            if len(up) < 2:
-                for leg in up:
-                    self._hang_up(leg.leg_id)
-            if not others:
+            if len(parties) == 1 and not self._is_leaving(parties[0]):
+                self._hang_up(parties[0].leg_id)
+            if not call.others:
                 self._close(call, call.end_reason or EndReason.COMPLETED)
             return
-        if call.phase is not Phase.TALKING:
+        if call.phase is not Phase.TALKING or self._is_leaving(caller):
             return
-        if up:
-            if caller.place is Place.HELD and not any(leg.role is Role.AGENT for leg in up):
+        if parties:
+            if caller.place is Place.HELD and not any(leg.role is Role.AGENT for leg in parties):
                 # Whoever could have fetched him back is gone: the caller must not hear music for ever.
-                call = self._put(self._together(call, caller.leg_id, *(leg.leg_id for leg in up)))
-                self._arrange(call)
-        elif not others and caller.place is Place.HELD:
-            self._requeue(call)
-        elif not others:
-            self._talk_over(call)
-        elif caller.place is not Place.HELD:
+                self._brought_back(call, None)
+        elif call.ringing and caller.place is not Place.HELD:
             call = self._put(call.with_leg(replace(caller, place=Place.HELD)))
             self._arrange(call)
+        elif call.ringing:
+            pass
+        elif caller.place is Place.HELD:
+            self._requeue(call)
+        else:
+            self._talk_over(call)
 
     def _talk_over(self, call: Call) -> None:
         """The conversation has ended and the caller is still there: rate it, or good-bye."""
@@ -957,13 +1081,15 @@ class ContactCentre:
         self._forget_waiting(call)
         self._leave_flow(call)
         self._searches.pop(call.call_id, None)
+        self._not_arranged.discard(call.call_id)
+        for kind in (TimerKind.ALONE, TimerKind.ARRANGED):
+            self._timers.cancel(Timer(kind, call.call_id))
         for leg in call.legs:
             if leg.alive:
-                outcome = leg.outcome or (
-                    None if leg.role is Role.CALLER else leg.cancelled or Outcome.UNREACHABLE
-                )
+                outcome = leg.outcome or leg.cancelled or Outcome.UNREACHABLE
+                outcome_of_ringing = None if leg.role is Role.CALLER else outcome
                 call = call.with_leg(
-                    replace(leg, state=LegState.ENDED, ended_at=self._now.utc, outcome=outcome)
+                    replace(leg, state=LegState.ENDED, ended_at=self._now.utc, outcome=outcome_of_ringing)
                 )
                 self._release_or_miss(call, leg)
         call = replace(call, phase=Phase.ENDED, ended_at=self._now.utc, end_reason=reason)
@@ -971,7 +1097,7 @@ class ContactCentre:
         self._forget_if_done(call.call_id)
 
     def _release_or_miss(self, call: Call, leg: Leg) -> None:
-        for kind in ("ring", "gone"):
+        for kind in (TimerKind.RING, TimerKind.GONE):
             self._timers.cancel(Timer(kind, leg.leg_id))
         if leg.up:
             self._release(call, leg)
@@ -997,37 +1123,87 @@ class ContactCentre:
         if call is None or leg is None or not leg.up:
             return
         if leg.role is Role.CALLER:
-            if call.phase is Phase.TALKING and leg.place is Place.TOGETHER and len(_up_together(call)) > 1:
-                # Alone, yet his partner's leg is said to be up: the partner's end is on its way. Should it be lost, the
-                # dialplan lets the caller go and his own end closes the call.
-                self._timers.set(Timer("alone", call.call_id), self._now.seconds + 1.0)
-        elif leg.place is Place.TOGETHER:
+            if _partner(call) is not None:
+                # His partner's leg is said to be up, yet he is alone: that leg's end is on its way, or was lost.
+                due = self._now.seconds + self._policy.alone_seconds
+                self._timers.set(Timer(TimerKind.ALONE, call.call_id), due)
+        elif leg.place is Place.TOGETHER and not self._is_leaving(leg):
             self._hang_up(leg_id)
 
-    def _arrange_failed(self, call_id: CallId, detail: str) -> None:
+    def _left_alone(self, call: Call) -> None:
+        """Nobody told of the partner's end, and the caller was let go: the partner is gone."""
+        partner = _partner(call)
+        if partner is not None:
+            self._end_unseen(partner)
+
+    def _end_unseen(self, leg: Leg) -> None:
+        """Take a leg as ended whose end was not told."""
+        self._out.append(Alarm("leg_end_unseen", {"leg": leg.leg_id}))
+        self._out.append(HangUp(leg.leg_id))
+        self._leg_ended(leg.leg_id, leg.cancelled or Outcome.UNREACHABLE)
+
+    def _arrange_failed(self, call_id: CallId) -> None:
+        """A party that hung up as it was moved is the rule: its end, seen by then, settles it."""
         call = self._calls.get(call_id)
-        self._out.append(Alarm("arrange_failed", {"call": call_id, "detail": detail}))
-        if call is None or call.phase is not Phase.TALKING:
+        if call is not None and call.phase is Phase.TALKING:
+            due = self._now.seconds + self._policy.alone_seconds
+            self._timers.set(Timer(TimerKind.ARRANGED, call_id), due)
+
+    def _not_together(self, call: Call) -> None:
+        """Parties could not be brought together: again if one of them has left, else the caller to somebody else."""
+        if call.phase is not Phase.TALKING or not call.caller_leg.alive:
             return
-        for leg in call.others:
+        recently = self._now.utc - timedelta(seconds=2)
+        if any(leg.ended_at is not None and leg.ended_at >= recently for leg in call.legs):
+            self._arrange(call)
+            return
+        self._out.append(Alarm("arrange_failed", {"call": call.call_id}))
+        for leg in call.parties:
             self._hang_up(leg.leg_id)
-        if call.caller_leg.alive:
-            # Held tells _settle to give him to somebody else once the others are gone.
-            self._put(call.with_leg(replace(call.caller_leg, place=Place.HELD)))
+        if call.call_id in self._not_arranged:
+            # Nobody can be connected with him: his channel is dead, and its end was not told.
+            self._end_for_caller(call)
+            return
+        self._not_arranged.add(call.call_id)
+        # Held tells _settle to give him to somebody else once the others are gone.
+        self._put(call.with_leg(replace(call.caller_leg, place=Place.HELD)))
 
     def _fell_back(self, event: FellBack) -> None:
         """Take a caller back from the fallback queue: we hear of him, so we are there."""
+        if event.call_id in self._given_up:
+            return
         call = self._calls.get(event.call_id)
         if call is None:
-            self._adopt(LegSeen(LegId(event.call_id), up=True, caller=event.caller, dialled=event.dialled))
-            call = self._calls[event.call_id]
-        elif call.phase is Phase.ENDED:
+            leg = LegSeen(LegId(event.call_id), up=True, caller=event.caller, dialled=event.dialled)
+            self._adopt(leg, StepKind.FELL_BACK)
+        elif call.phase is not Phase.ENDED:
+            self._take_up(self._put(call.with_step(self._now, StepKind.FELL_BACK)))
+
+    def _take_up(self, call: Call) -> None:
+        """Say once more what the caller is to hear, whatever has become of what was said before."""
+        if not call.caller_leg.alive:
             return
-        call = self._put(call.with_step(self._now, StepKind.FELL_BACK))
-        if call.phase is Phase.WAITING:
-            self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
-        elif call.phase in (Phase.IN_FLOW, Phase.AFTER) and call.call_id in self._steps:
-            self._flow_on(call, ivr.Started())
+        if self._is_leaving(call.caller_leg):
+            self._hang_up(call.caller_leg.leg_id)
+            return
+        match call.phase:
+            case Phase.IN_FLOW | Phase.AFTER:
+                if call.ringing:
+                    self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
+                else:
+                    self._flow_on(call, ivr.Started())
+            case Phase.WAITING:
+                if call.ringing or call.call_id in self._in_flow:
+                    self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
+                else:
+                    # An engine that has just started has no place in the line for him yet.
+                    self._wait_again(call)
+            case Phase.TALKING:
+                self._arrange(call)
+            case Phase.ENDED:
+                pass
+            case _:
+                assert_never(call.phase)
 
     def _phone_seen(self, phone: str, *, reachable: bool) -> None:
         (self._phones.add if reachable else self._phones.discard)(phone)
@@ -1047,12 +1223,10 @@ class ContactCentre:
             return
         if agent.state is AgentState.READY:
             self._become(agent, AgentState.NOT_READY, reason=NotReady.CONNECTION_LOST.value)
-        elif agent.state is AgentState.OFFERED:
+        elif agent.call_id is not None and agent.after_call is AgentState.READY:
+            lost = NotReady.CONNECTION_LOST.value
+            agent = self._put_agent(replace(agent, after_call=AgentState.NOT_READY, after_reason=lost))
             self._withdraw_offer(agent, Outcome.UNREACHABLE)
-        elif agent.after_call is AgentState.READY:
-            self._put_agent(
-                replace(agent, after_call=AgentState.NOT_READY, after_reason=NotReady.CONNECTION_LOST.value)
-            )
 
     def _withdraw_offer(self, agent: Agent, outcome: Outcome) -> None:
         call = self._calls.get(agent.call_id) if agent.call_id else None
@@ -1064,78 +1238,76 @@ class ContactCentre:
 
     def _resynced(self, event: TelephonyResynced) -> None:
         """Take over what lives, close what died: Asterisk holds the truth about who is on the line."""
-        self._telephony_up = True
         for phone in self._phones - event.phones:
             self._phone_seen(phone, reachable=False)
         for phone in event.phones - self._phones:
             self._phone_seen(phone, reachable=True)
         seen = {leg.leg_id: leg for leg in event.legs}
+        self._given_up.intersection_update({CallId(leg_id) for leg_id in seen})
+        # Nobody is offered anything before all is known: the caller might be dead.
+        self._telephony_up = False
         for call in list(self._calls.values()):
             if call.phase is not Phase.ENDED:
                 self._reconcile(call, seen)
         for leg in event.legs:
             call_id = call_id_of(leg.leg_id)
             known = self._calls.get(call_id)
-            if known is not None and known.leg(leg.leg_id) is not None:
+            if call_id in self._given_up or (known is not None and known.leg(leg.leg_id) is not None):
                 continue
             if leg.leg_id == LegId(call_id):
-                self._adopt(leg)
+                self._adopt(leg, StepKind.ADOPTED)
             else:
                 self._out.append(HangUp(leg.leg_id))
         self._release_stale_agents()
-        for agent in list(self._agents.values()):
-            self._seek_call(agent)
+        self._telephony_up = True
+        self._pair_up()
 
     def _reconcile(self, call: Call, seen: Mapping[LegId, LegSeen]) -> None:
         for leg in call.legs:
             present = seen.get(leg.leg_id)
             if leg.alive and present is None:
                 if leg.role is Role.CALLER and call.end_reason is None:
-                    call = self._put(replace(self._calls[call.call_id], end_reason=EndReason.TELEPHONY_LOST))
+                    self._put(replace(self._calls[call.call_id], end_reason=EndReason.TELEPHONY_LOST))
                 self._leg_ended(leg.leg_id, Outcome.UNREACHABLE)
+            elif leg.alive and (leg.cancelled is not None or self._is_leaving(leg)):
+                self._hang_up(leg.leg_id)
             elif leg.state is LegState.RINGING and present is not None and present.up:
                 self._leg_answered(leg.leg_id)
-        call = self._calls.get(call.call_id, call)
-        if call.phase is Phase.ENDED or not call.caller_leg.alive:
-            return
-        if call.phase is Phase.WAITING and not call.others:
-            # An engine that has just started has no place in the line for him yet.
-            if self._routing.position(call.call_id) is None:
-                self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
-                self._seek_agent(call)
-        elif call.phase in (Phase.IN_FLOW, Phase.AFTER) and call.call_id not in self._steps:
-            if call.end_reason in (EndReason.COMPLETED, EndReason.ENDED_BY_FLOW):
-                self._hang_up(call.caller_leg.leg_id)
-            elif call.cursor is None:
-                self._end_for_caller(call)
-            else:
-                self._flow_on(call, ivr.Started())
+        known = self._calls.get(call.call_id)
+        if known is not None:
+            self._take_up(known)
 
-    def _adopt(self, leg: LegSeen) -> None:
-        """A caller who came while no engine was there; he has waited long enough for a greeting."""
+    def _adopt(self, leg: LegSeen, how: StepKind) -> None:
+        """A caller who came while no engine was there."""
         flow = self._by_number.get(leg.dialled)
         call = self._new_call(CallId(leg.leg_id), leg.caller, leg.dialled, flow)
-        call = self._put(call.with_step(self._now, StepKind.ADOPTED, detail=leg.dialled))
+        call = self._put(call.with_step(self._now, how, detail=leg.dialled))
         if flow is None:
             self._say_then_hang_up(call, "system_trouble")
         else:
             self._enter_flow(call, flow)
 
     def _release_stale_agents(self) -> None:
+        """Free whom the records have in a call that is no more, or ready at a phone that is not there."""
         for agent in list(self._agents.values()):
             call = self._calls.get(agent.call_id) if agent.call_id else None
             leg = call.leg(agent.leg_id) if call and agent.leg_id else None
-            if (agent.state in _IN_CALL and (leg is None or not leg.alive)) or (
-                agent.state is AgentState.WRAP_UP and agent.wrap_up_until is None
-            ):
+            lost = agent.state in _IN_CALL and (leg is None or not leg.alive)
+            if lost or (agent.state is AgentState.WRAP_UP and agent.wrap_up_until is None):
                 self._back(agent)
+            elif agent.state is AgentState.READY and not agent.phone_reachable:
+                self._become(agent, AgentState.NOT_READY, reason=NotReady.NO_PHONE.value)
 
     # --- agents ---------------------------------------------------------------------------------------------
 
     def _put_agent(self, agent: Agent) -> Agent:
         agent = replace(agent, version=agent.version + 1)
-        self._agents[agent.user_id] = agent
         self._changed_agents[agent.user_id] = agent
+        return self._keep_agent(agent)
+
+    def _keep_agent(self, agent: Agent) -> Agent:
+        self._agents[agent.user_id] = agent
+        self._routing.agent_is(agent)
         return agent
 
     def _become(
@@ -1168,14 +1340,21 @@ class ContactCentre:
             )
         )
         if before is AgentState.WRAP_UP:
-            self._timers.cancel(Timer("wrap_up", agent.user_id))
-        if state is AgentState.READY:
-            self._routing.agent_free(agent)
-            self._seek_call(agent)
-        else:
-            self._routing.agent_taken(agent.user_id)
+            self._timers.cancel(Timer(TimerKind.WRAP_UP, agent.user_id))
         if old_call is not None and old_call != call_id:
             self._forget_if_done(old_call)
+        if call_id is None and agent.user_id not in self._members:
+            self._dismiss(agent)
+        elif state is AgentState.READY:
+            self._seek_call(agent)
+
+    def _dismiss(self, agent: Agent) -> None:
+        """The directory knows him no more and his last call is over."""
+        self._put_agent(replace(agent, state=AgentState.LOGGED_OUT, reason=""))
+        del self._agents[agent.user_id]
+        phone = agent.profile.phone
+        if phone is not None and self._by_phone.get(phone) == agent.user_id:
+            del self._by_phone[phone]
 
     def _back(self, agent: Agent) -> None:
         """To what the agent was, or wished to be, after the call; READY needs a phone."""
@@ -1197,22 +1376,32 @@ class ContactCentre:
         self._routing.set_queues(event.queues)
         self._reasons, self._dispositions = event.not_ready_reasons, event.dispositions
         self._numbers = event.allowed_numbers
-        kept = {profile.user_id for profile in event.profiles}
+        self._members = frozenset(profile.user_id for profile in event.profiles)
         for profile in event.profiles:
-            known = self._agents.get(profile.user_id) or Agent(profile)
+            known = self._agents.get(profile.user_id)
             reachable = profile.phone in self._phones
-            self._agents[profile.user_id] = replace(known, profile=profile, phone_reachable=reachable)
-        for user_id in [u for u, agent in self._agents.items() if u not in kept and agent.call_id is None]:
-            self._routing.agent_taken(user_id)
-            del self._agents[user_id]
+            if known is None:
+                self._keep_agent(Agent(profile, phone_reachable=reachable))
+            elif known.profile != profile:
+                self._profile_changed(known, replace(known, profile=profile, phone_reachable=reachable))
+        for agent in [a for a in self._agents.values() if a.user_id not in self._members]:
+            if agent.call_id is None:
+                self._dismiss(agent)
         self._by_phone = {a.profile.phone: u for u, a in self._agents.items() if a.profile.phone}
-        for agent in list(self._agents.values()):
-            if agent.state is AgentState.READY:
-                self._routing.agent_free(agent)
-                self._seek_call(agent)
+        for agent in self._agents.values():
+            self._routing.agent_is(agent)
+        self._pair_up()
+
+    def _profile_changed(self, known: Agent, agent: Agent) -> None:
+        if known.profile.phone != agent.profile.phone:
+            # Whoever mirrors the agents by phone must see the old one go.
+            self._out.append(SaveAgent(replace(known, state=AgentState.LOGGED_OUT)))
+        agent = self._put_agent(agent)
+        if agent.state is AgentState.READY and not agent.phone_reachable:
+            self._become(agent, AgentState.NOT_READY, reason=NotReady.NO_PHONE.value)
 
     def _flows_changed(self, flows: Iterable[ivr.Flow]) -> None:
-        in_use = {(call.line, call.flow_version) for call in self._calls.values()}
+        in_use = {(c.line, c.cursor.version) for c in self._calls.values() if c.cursor is not None}
         self._line_flow = {flow.line: flow for flow in flows}
         self._by_number = {number: flow for flow in self._line_flow.values() for number in flow.numbers}
         current = {(flow.line, flow.version): flow for flow in self._line_flow.values()}
@@ -1221,40 +1410,65 @@ class ContactCentre:
     # --- deadlines ------------------------------------------------------------------------------------------
 
     def _due(self, timer: Timer) -> None:
-        subject = timer.subject
-        if timer.kind == "wrap_up":
-            self._back(self._agents[UserId(subject)])
-            return
-        if timer.kind in ("ring", "gone"):
-            call = self._calls.get(call_id_of(LegId(subject)))
-            leg = call.leg(LegId(subject)) if call else None
-            if call is None or leg is None or not leg.alive:
-                return
-            if timer.kind == "ring":
-                self._cancel(call, leg, Outcome.NO_ANSWER)
-            else:
-                self._out.append(Alarm("leg_end_unseen", {"leg": leg.leg_id}))
-                self._out.append(HangUp(leg.leg_id))
-                self._leg_ended(leg.leg_id, leg.cancelled or Outcome.UNREACHABLE)
-            return
-        call = self._calls.get(CallId(subject))
-        if call is None or call.phase is Phase.ENDED:
-            return
         match timer.kind:
-            case "collect":
+            case TimerKind.WRAP_UP:
+                self._back(self._agents[UserId(timer.subject)])
+            case TimerKind.RING | TimerKind.GONE:
+                self._leg_due(timer)
+            case _:
+                self._call_due(timer.kind, self._calls[CallId(timer.subject)])
+
+    def _leg_due(self, timer: Timer) -> None:
+        if not self._telephony_up:
+            # What is said now is not heard; the resync tells what lives.
+            self._timers.set(timer, self._now.seconds + 1.0)
+            return
+        leg_id = LegId(timer.subject)
+        call = self._calls[call_id_of(leg_id)]
+        leg = call.leg(leg_id)
+        assert leg is not None, "a leg's deadline ends with the leg"
+        if timer.kind is TimerKind.RING:
+            self._cancel(call, leg, Outcome.NO_ANSWER)
+        else:
+            self._end_unseen(leg)
+
+    def _call_due(
+        self,
+        kind: Literal[
+            TimerKind.COLLECT,
+            TimerKind.PLAYED,
+            TimerKind.ANNOUNCE,
+            TimerKind.MAX_WAIT,
+            TimerKind.ALONE,
+            TimerKind.ARRANGED,
+        ],
+        call: Call,
+    ) -> None:
+        match kind:
+            case TimerKind.COLLECT:
                 self._flow_on(call, ivr.TimedOut())
-            case "announce":
+            case TimerKind.PLAYED:
+                play_id = self._in_flow[call.call_id].play_id
+                if play_id is not None:
+                    self._prompts_ended(call.caller_leg.leg_id, play_id)
+                else:
+                    self._message_over(call)
+            case TimerKind.ANNOUNCE:
                 self._announce(call)
-            case "max_wait":
+            case TimerKind.MAX_WAIT:
                 self._waited_too_long(call)
-            case "alone":
-                if call.phase is Phase.TALKING and call.caller_leg.alive and len(_up_together(call)) > 1:
-                    for leg in call.others:
-                        self._hang_up(leg.leg_id)
+            case TimerKind.ALONE:
+                self._left_alone(call)
+            case TimerKind.ARRANGED:
+                self._not_together(call)
+            case _:
+                assert_never(kind)
 
     def _waited_too_long(self, call: Call) -> None:
-        if call.phase is not Phase.WAITING or call.others:
-            return  # a phone is ringing for him: let it
+        if call.ringing:
+            # A phone is ringing for him: let it, and see again.
+            self._timers.set(Timer(TimerKind.MAX_WAIT, call.call_id), self._now.seconds + 1.0)
+            return
         self._forget_waiting(call)
         call = self._put(replace(call, phase=Phase.IN_FLOW))
         self._flow_on(call, ivr.QueueGaveUp(ivr.GaveUp.MAX_WAIT))
@@ -1318,8 +1532,8 @@ class ContactCentre:
     def _set_away(self, agent: Agent, state: AgentState, reason: str) -> None:
         """Not ready or logged out: now, or after the call and its wrap-up."""
         if agent.state is AgentState.OFFERED:
-            self._put_agent(replace(agent, after_call=state, after_reason=reason))
-            self._withdraw_offer(self._agents[agent.user_id], Outcome.REFUSED)
+            agent = self._put_agent(replace(agent, after_call=state, after_reason=reason))
+            self._withdraw_offer(agent, Outcome.REFUSED)
         elif agent.state in _IN_CALL or (agent.state is AgentState.WRAP_UP and state is AgentState.NOT_READY):
             self._put_agent(replace(agent, after_call=state, after_reason=reason))
         elif agent.state is not state or agent.reason != reason:
@@ -1349,7 +1563,7 @@ class ContactCentre:
 
     def _is_leaving(self, leg: Leg) -> bool:
         """A hang-up has been sent to this leg and its end is on its way."""
-        return self._timers.is_set(Timer("gone", leg.leg_id))
+        return self._timers.is_set(Timer(TimerKind.GONE, leg.leg_id))
 
     def _hang_up_call(self, call: Call, *, to_rating: bool) -> None:
         for leg in call.others:
@@ -1374,28 +1588,14 @@ class ContactCentre:
         call = call.with_leg(replace(caller, place=Place.HELD))
         call = self._put(call.with_step(self._now, StepKind.HELD, leg_id=leg.leg_id, user_id=leg.user_id))
         self._arrange(call)
-        self._show_held(call)
+        self._show(call)
 
     def _resume(self, call: Call, leg: Leg) -> None:
-        caller = call.caller_leg
-        if not caller.alive:
+        if not call.caller_leg.alive:
             raise Refused(Reason.CALLER_GONE)
-        if caller.place is not Place.HELD:
+        if call.caller_leg.place is not Place.HELD:
             raise Refused(Reason.NOT_HELD)
-        call = self._together(call, caller.leg_id)
-        call = self._put(call.with_step(self._now, StepKind.RESUMED, leg_id=leg.leg_id, user_id=leg.user_id))
-        self._arrange(call)
-        self._show_held(call)
-
-    def _show_held(self, call: Call) -> None:
-        """Agents in the call show whether their caller hears music."""
-        held = call.caller_leg.alive and call.caller_leg.place is Place.HELD
-        for leg in call.others:
-            if leg.up and leg.user_id is not None:
-                agent = self._agents[leg.user_id]
-                state = AgentState.HELD if held else AgentState.TALKING
-                if agent.leg_id == leg.leg_id and agent.state is not state:
-                    self._become(agent, state, call_id=agent.call_id, leg_id=agent.leg_id)
+        self._brought_back(call, leg)
 
     def _mute(self, by: UserId, call_id: CallId, leg_id: LegId | None, *, on: bool) -> None:
         call, own = self._in_call(by, call_id)
@@ -1423,8 +1623,11 @@ class ContactCentre:
                 if agent.profile.phone is None:
                     raise Refused(Reason.NO_PHONE, target.value)
             case TargetKind.SKILL:
-                if not any(target.value in a.profile.skills for a in self._agents.values()):
+                holders = [u for u, a in self._agents.items() if target.value in a.profile.skills]
+                if not holders:
                     raise Refused(Reason.NO_SUCH_SKILL, target.value)
+                if holders == [by]:
+                    raise Refused(Reason.NOBODY_FREE, target.value)
             case TargetKind.QUEUE:
                 if QueueId(target.value) not in self._routing.queues:
                     raise Refused(Reason.NO_SUCH_QUEUE, target.value)
@@ -1442,42 +1645,36 @@ class ContactCentre:
             raise Refused(Reason.NO_SUCH_USER, target.value)
         if not call.caller_leg.alive:
             raise Refused(Reason.CALLER_GONE)
-        if any(not other.up for other in call.others):
+        if call.ringing:
             raise Refused(Reason.ALREADY_INVITING)
-        rung = self._summon(call, target, by=by, privately=privately)
+        rung = self._summon(call, target, by=by)
         call = self._calls[call_id]
         if rung is not None and privately and call.caller_leg.place is Place.TOGETHER:
             self._hold(call, leg)
 
-    def _summon(self, call: Call, target: Target, *, by: UserId, privately: bool) -> LegId | None:
+    def _summon(self, call: Call, target: Target, *, by: UserId) -> LegId | None:
         """Ring the target, or the best with the skill; None when that failed at once."""
         if target.kind is not TargetKind.SKILL:
             return self._ring_target(call, target, by=by)
-        search = _Search(target.value, by, privately, set())
-        if self._candidate(search) is None:
-            # Nobody to ring is an outcome too: the busy ones are tried once so that the report tells why.
-            holder = min(
-                (a for a in self._agents.values() if target.value in a.profile.skills and a.user_id != by),
-                key=lambda a: (not a.phone_reachable, a.user_id),
-                default=None,
-            )
-            if holder is None:
-                raise Refused(Reason.NOBODY_FREE, target.value)
-            return self._ring_target(call, Target(TargetKind.USER, holder.user_id), by=by)
+        search = _Search(target.value, by, set())
         self._searches[call.call_id] = search
-        self._search_on(call)
-        return next((leg.leg_id for leg in self._calls[call.call_id].others if not leg.up), None)
+        if self._candidate(search) is not None:
+            self._search_on(call)
+            return self._calls[call.call_id].ringing[-1].leg_id
+        # Nobody to ring is an outcome too: of those who have the skill, the one who comes nearest to being there.
+        del self._searches[call.call_id]
+        holders = [a for a in self._agents.values() if target.value in a.profile.skills and a.user_id != by]
+        nearest = min(holders, key=lambda a: (not a.phone_reachable, a.user_id))
+        self._note_failed(call, nearest, _obstacle(nearest) or Outcome.UNREACHABLE, by=by)
+        return None
 
     def _merge(self, call: Call, leg: Leg) -> None:
         if not call.caller_leg.alive:
             raise Refused(Reason.CALLER_GONE)
-        if sum(other.up for other in call.others) < 2:
+        if sum(not self._is_leaving(party) for party in call.parties) < 2:
             raise Refused(Reason.NOBODY_TO_MERGE)
-        up = [other.leg_id for other in call.legs if other.up]
-        call = self._together(call, *up)
-        call = self._put(call.with_step(self._now, StepKind.JOINED, leg_id=leg.leg_id, user_id=leg.user_id))
-        self._arrange(call)
-        self._show_held(call)
+        if call.caller_leg.place is Place.HELD:
+            self._brought_back(call, leg)
 
     def _drop(self, call: Call, leg: Leg, dropped: LegId) -> None:
         other = call.leg(dropped)
@@ -1490,21 +1687,14 @@ class ContactCentre:
             self._cancel(call, other, Outcome.WITHDRAWN)
 
     def _leave(self, by: UserId, call_id: CallId) -> None:
+        """Whoever is up goes on with the caller; else he hears music until who is ringing answers."""
         call, leg = self._in_call(by, call_id)
-        staying = [o for o in call.others if o.leg_id != leg.leg_id and o.cancelled is None]
+        staying = [o for o in call.others if o is not leg and o.cancelled is None and not self._is_leaving(o)]
         if not staying or not call.caller_leg.alive:
             raise Refused(Reason.NOBODY_LEFT)
-        self._go(call, leg)
-
-    def _go(self, call: Call, leg: Leg) -> None:
-        """Take the agent out; caller and whoever is up go on together, or the caller waits for who is ringing."""
-        remaining = [o for o in call.others if o.leg_id != leg.leg_id and o.up]
-        if remaining and call.caller_leg.place is Place.HELD:
-            call = self._together(call, call.caller_leg.leg_id, *(o.leg_id for o in remaining))
+        if call.caller_leg.place is Place.HELD and any(other.up for other in staying):
             # The leaving leg stays where it is until its hang-up arrives, a few milliseconds later.
-            call = self._put(call)
-            self._arrange(call)
-            self._show_held(call)
+            self._brought_back(call, leg)
         self._hang_up(leg.leg_id)
 
     def _transfer(self, by: UserId, call_id: CallId, target: Target) -> None:
@@ -1513,7 +1703,7 @@ class ContactCentre:
         caller = call.caller_leg
         if not caller.alive:
             raise Refused(Reason.CALLER_GONE)
-        if any(other.leg_id != leg.leg_id for other in call.others):
+        if len(call.others) > 1:
             raise Refused(Reason.ALREADY_INVITING)
         moved = call.with_step(
             self._now,
@@ -1527,7 +1717,7 @@ class ContactCentre:
             self._hang_up(leg.leg_id)
             self._requeue(moved)
             return
-        if self._summon(moved, target, by=by, privately=True) is None:
+        if self._summon(moved, target, by=by) is None:
             return  # recorded as failed; the agent still has his caller
         call = self._calls[call_id]
         call = self._put(call.with_leg(replace(call.caller_leg, place=Place.HELD)))
@@ -1539,6 +1729,8 @@ class ContactCentre:
         call = self._calls.get(request.call_id)
         if call is None or agent.call_id != request.call_id:
             raise Refused(Reason.NO_SUCH_CALL)
+        if agent.state is AgentState.OFFERED:
+            raise Refused(Reason.NOT_TALKING)
         if request.disposition not in self._dispositions:
             raise Refused(Reason.UNKNOWN_DISPOSITION, request.disposition)
         call = replace(call, disposition=request.disposition, note=request.note)
@@ -1549,8 +1741,36 @@ class ContactCentre:
             self._back(agent)
 
 
+def _plain_queue(queue_id: QueueId) -> ivr.QueueStep:
+    """Waiting of which no flow says more."""
+    return ivr.QueueStep(queue_id, 0.0, None, False, False, None, None)
+
+
+def _obstacle(agent: Agent) -> Outcome | None:
+    """Why ringing this person would be in vain."""
+    if not agent.phone_reachable or agent.profile.phone is None:
+        return Outcome.UNREACHABLE
+    if agent.call_id is not None or agent.state is AgentState.NOT_READY:
+        return Outcome.BUSY
+    return None
+
+
+def _state_in(call: Call, leg: Leg) -> AgentState:
+    """What the person at a living leg is doing."""
+    if not leg.up:
+        return AgentState.OFFERED
+    caller = call.caller_leg
+    return AgentState.HELD if caller.alive and caller.place is Place.HELD else AgentState.TALKING
+
+
 def _role_of(profile: Profile) -> Role:
     return Role.AGENT if UserRole.AGENT in profile.roles else Role.SPECIALIST
+
+
+def _queue_of(call: Call, leg: Leg) -> QueueId | None:
+    """The queue the call had last entered when this leg was rung: a later transfer is not this agent's."""
+    entered = [s.detail for s in call.steps if s.kind is StepKind.QUEUED and s.at <= leg.asked_at]
+    return QueueId(entered[-1]) if entered else None
 
 
 def _with(handled_by: tuple[UserId, ...], leg: Leg) -> tuple[UserId, ...]:
@@ -1559,5 +1779,9 @@ def _with(handled_by: tuple[UserId, ...], leg: Leg) -> tuple[UserId, ...]:
     return (*handled_by, leg.user_id)
 
 
-def _up_together(call: Call) -> list[Leg]:
-    return [leg for leg in call.legs if leg.up and leg.place is Place.TOGETHER]
+def _partner(call: Call) -> Leg | None:
+    """The other one of a conversation of two."""
+    if call.phase is not Phase.TALKING or not call.caller_leg.up:
+        return None
+    together = [leg for leg in call.legs if leg.up and leg.place is Place.TOGETHER]
+    return together[1] if len(together) == 2 and together[0] is call.caller_leg else None

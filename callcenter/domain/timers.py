@@ -2,11 +2,32 @@
 
 import heapq
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 
+class TimerKind(StrEnum):
+    """What is due. Of a leg:"""
+
+    RING = "ring"
+    """Nobody has answered."""
+    GONE = "gone"
+    """It was told to hang up; of a call:"""
+    COLLECT = "collect"
+    """No key was pressed."""
+    PLAYED = "played"
+    """The prompt or the message must be over."""
+    ANNOUNCE = "announce"
+    MAX_WAIT = "max_wait"
+    ALONE = "alone"
+    """The caller was let go; his partner's end must have been seen."""
+    ARRANGED = "arranged"
+    """Bringing the parties together failed; of an agent:"""
+    WRAP_UP = "wrap_up"
+
+
 class Timer(NamedTuple):
-    kind: str
+    kind: TimerKind
     subject: str
 
 
