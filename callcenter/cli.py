@@ -11,18 +11,20 @@ import importlib.metadata
 import json
 import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
+from callcenter.domain.agents import UserRole
+from callcenter.domain.calls import UserId
 from callcenter.settings import (
     DEFAULT_FILE,
     Explained,
@@ -39,9 +41,12 @@ from callcenter.settings import (
 if TYPE_CHECKING:
     from typer._click import Command, Context
 
-    from callcenter.directory.store import DirectoryContent
+    from callcenter.directory.store import Directory, DirectoryContent
     from callcenter.flows_cli import Site
 
+Answer = TypeVar("Answer")
+
+_SHORTEST_PASSWORD = 8
 _PARTS = {"flows": "callcenter.flows_cli", "prompts": "callcenter.speech.prompts_cli"}
 """Command -> the module whose `app` it is."""
 
@@ -90,8 +95,10 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     """What the interpreter shows for an exception nobody caught; it then exits with status 1."""
     for leaf in _leaves(error):
         text = str(leaf).strip() or type(leaf).__name__
-        if _is_expected(leaf):
-            _complain(text)
+        if isinstance(leaf, OSError) and leaf.strerror:
+            _complain(f"{leaf.filename}: {leaf.strerror}" if leaf.filename else leaf.strerror)
+        elif type(leaf).__module__.startswith("callcenter."):
+            _complain(text)  # our own sentence
         else:
             _complain(
                 f"程序故障 / a fault of the program: {type(leaf).__name__}: {text.splitlines()[0]} "
@@ -105,11 +112,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
-
-
-def _is_expected(error: BaseException) -> bool:
-    """Whether the message was written for people: our own sentences, and the system's about files and ports."""
-    return isinstance(error, OSError) or type(error).__module__.startswith("callcenter.")
 
 
 def _complain(*lines: str) -> None:
@@ -189,6 +191,17 @@ def _by_section(rows: list[Explained]) -> Iterator[tuple[str, str, list[Explaine
 
 
 def _table(rows: list[Explained]) -> None:
+    headings = ["设置 setting / 变量 variable", "现值 value", "来源 from", "默认 default", "含义 meaning"]
+    cells = []
+    for row in rows:
+        unit = f" {row.unit}" if row.unit else ""
+        meaning = f"{row.zh} / {row.en}\n[{row.allowed}]"
+        name = f"{row.name}\n{row.variable}"
+        cells.append([name, row.value + unit, row.source, row.default + unit, meaning])
+    _print_table(headings, cells, space_between=1)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, space_between: int = 0) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -196,24 +209,11 @@ def _table(rows: list[Explained]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for heading in (
-        "设置 setting / 变量 variable",
-        "现值 value",
-        "来源 from",
-        "默认 default",
-        "含义 meaning",
-    ):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, space_between, 0))
+    for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        unit = f" {row.unit}" if row.unit else ""
-        table.add_row(
-            Text(f"{row.name}\n{row.variable}"),
-            Text(f"{row.value}{unit}"),
-            Text(row.source),
-            Text(f"{row.default}{unit}"),
-            Text(f"{row.zh} / {row.en}\n[{row.allowed}]"),
-        )
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
@@ -328,32 +328,29 @@ def check(context: typer.Context) -> None:
 
 
 def _flow_site(settings: Settings) -> "Site":
-    """What flows may refer to: the queues and numbers of the site's database, else those of the demo."""
+    """What flows may refer to: the queues and numbers of the site's database; before there is one, the demo's."""
     from callcenter.flows_cli import Site
 
-    content = asyncio.run(_content(settings, kept=_has_schema(settings)))
-    return Site(
-        settings.flows.dir,
-        frozenset(queue.queue_id for queue in content.queues),
-        frozenset(number.number for number in content.allowed_numbers),
-    )
+    if _has_schema(settings):
+        content = asyncio.run(_content(settings))
+        queues = {str(queue.queue_id) for queue in content.queues}
+        numbers = {number.number for number in content.allowed_numbers}
+    else:
+        from callcenter.app import DEMO_CONTENT
+        from callcenter.directory.content import read_content
+
+        demo = read_content(DEMO_CONTENT)
+        queues = {queue.queue for queue in demo.queues}
+        numbers = {number.number for number in demo.allowed_numbers}
+    return Site(settings.flows.dir, frozenset(queues), frozenset(numbers))
 
 
-async def _content(settings: Settings, *, kept: bool) -> "DirectoryContent":
-    """The content of the site's database; with nothing set up yet that of the demo, leaving no trace."""
-    from callcenter.app import DEMO_CONTENT
-    from callcenter.database import Database, migrate
+async def _content(settings: Settings) -> "DirectoryContent":
+    from callcenter.database import Database
     from callcenter.directory.store import Directory
 
-    if kept:
-        async with Database.connect(settings.database_url) as database:
-            return await Directory(database).load()
-    with tempfile.TemporaryDirectory() as directory:
-        url = f"sqlite:///{directory}/check.db"
-        await migrate(url, progress=lambda _: None)
-        async with Database.connect(url) as database:
-            await Directory(database).seed(DEMO_CONTENT)
-            return await Directory(database).load()
+    async with Database.connect(settings.database_url) as database:
+        return await Directory(database).load()
 
 
 def _has_schema(settings: Settings) -> bool:
@@ -363,3 +360,125 @@ def _has_schema(settings: Settings) -> bool:
     if not scheme and not Path(path).exists():
         return False  # looking into a SQLite file would make it
     return asyncio.run(schema_version(settings.database_url)) == newest_schema_version()
+
+
+# --- users --------------------------------------------------------------------------------------------------
+
+_User = Annotated[str, typer.Argument(help="登录名 / login", metavar="USER")]
+
+
+@users.command("list")
+def list_users(
+    context: typer.Context,
+    secrets: Annotated[
+        bool, typer.Option("--secrets", help="连同话机的 SIP 密码 / with the phones' SIP secrets")
+    ] = False,
+) -> None:
+    """列出能登录的用户、角色、分机与技能 / users who may log in, roles, phones and skills"""
+
+    async def read(directory: "Directory") -> "tuple[DirectoryContent, dict[str, str]]":
+        return await directory.load(), await directory.phone_secrets()
+
+    content, secret_of = _with_directory(context, read)
+    headings = ["用户 user", "姓名 name", "角色 roles", "分机 phone", "技能 skills"]
+    rows = [
+        [
+            profile.user_id,
+            profile.name,
+            " ".join(sorted(profile.roles)),
+            profile.phone or "",
+            " ".join(f"{skill}={level}" for skill, level in sorted(profile.skills.items())),
+        ]
+        for profile in content.profiles
+    ]
+    if secrets:
+        headings.append("SIP 密码 secret")
+        rows = [[*row, secret_of.get(row[3], "")] for row in rows]
+    _print_table(headings, rows)
+
+
+@users.command("add")
+def add_user(
+    context: typer.Context,
+    user: _User,
+    name: Annotated[str, typer.Option(help="姓名 / name")],
+    role: Annotated[list[UserRole], typer.Option(help="角色，可重复 / role, may be given again")],
+    phone: Annotated[str | None, typer.Option(help="分机号 / number of the SIP phone")] = None,
+    department: Annotated[str, typer.Option(help="部门 / department")] = "",
+    skill: Annotated[
+        list[str] | None,
+        typer.Option(help="技能=级别 1–5，可重复 / skill=level, may be given again", metavar="SKILL=LEVEL"),
+    ] = None,
+) -> None:
+    """新用户；密码从键盘或标准输入读 / a new user; the password is asked for or read from the standard input"""
+    from callcenter.directory.content import UserData
+
+    try:
+        data = UserData.model_validate(
+            {
+                "user": user,
+                "name": name,
+                "roles": role,
+                "phone": phone,
+                "department": department,
+                "skills": dict(entry.partition("=")[::2] for entry in skill or ()),
+            }
+        )
+    except ValidationError as error:
+        _fail(*(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()), status=2)
+    password = _new_password()
+    _with_directory(context, lambda directory: directory.add_user(data, password=password))
+    _say(f"{user}: 已添加，重新启动后生效 / added, from the next start on")
+
+
+@users.command("password")
+def set_password(context: typer.Context, user: _User) -> None:
+    """改密码，从键盘或标准输入读 / a new password, asked for or read from the standard input"""
+    password = _new_password()
+    _with_directory(context, lambda directory: directory.set_password(UserId(user), password))
+    _say(f"{user}: 密码已改，原有登录全部失效 / the password is changed, all logins have ended")
+
+
+@users.command("disable")
+def disable_user(
+    context: typer.Context,
+    user: _User,
+    undo: Annotated[bool, typer.Option("--undo", help="恢复 / enable again")] = False,
+) -> None:
+    """停用：不能登录 / no more logins"""
+    _with_directory(context, lambda directory: directory.set_disabled(UserId(user), disabled=not undo))
+    _say(f"{user}: {'已恢复 / enabled again' if undo else '已停用 / disabled'}")
+
+
+@users.command("new-secret")
+def renew_phone_secret(
+    context: typer.Context, phone: Annotated[str, typer.Argument(help="分机号 / number", metavar="PHONE")]
+) -> None:
+    """给话机换一个随机的 SIP 密码 / give a phone a new random SIP secret"""
+    secret = _with_directory(context, lambda directory: directory.renew_phone_secret(phone))
+    _say(f"{phone}: {secret}（重新启动后生效 / from the next start on）")
+
+
+def _with_directory(context: typer.Context, work: "Callable[[Directory], Awaitable[Answer]]") -> Answer:
+    """Do something with the people of the site's database, which must be set up."""
+    settings = load_settings(_config(context))
+    if not _has_schema(settings):
+        _fail("数据库还没有建立，请先 make setup / the database is not set up yet: run `make setup` first")
+    from callcenter.database import Database
+    from callcenter.directory.store import Directory
+
+    async def connected() -> Answer:
+        async with Database.connect(settings.database_url) as database:
+            return await work(Directory(database))
+
+    return asyncio.run(connected())
+
+
+def _new_password() -> str:
+    if sys.stdin.isatty():
+        password = str(typer.prompt("新密码 new password", hide_input=True, confirmation_prompt=True))
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if len(password) < _SHORTEST_PASSWORD:
+        _fail(f"密码至少 {_SHORTEST_PASSWORD} 位 / a password has at least {_SHORTEST_PASSWORD} characters")
+    return password

@@ -6,10 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from callcenter.app import DEMO_CONTENT
+from callcenter.database import Database, migrate
+from callcenter.directory.content import QueueData
+from callcenter.directory.store import Accounts, Directory, LoginRefused
+from callcenter.domain.agents import UserRole
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -110,17 +116,18 @@ def test_an_unknown_command_is_wrong_usage(callcenter: RunCommand) -> None:
     assert "rnu" in done.stderr
 
 
-def test_a_data_directory_that_cannot_be_made(callcenter: RunCommand, tmp_path: Path) -> None:
+def test_a_data_directory_that_cannot_be_made_is_named(callcenter: RunCommand, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    done = callcenter("users", "list", env={"CALLCENTER_DATA_DIR": "file/var"})
-    assert "file" in complaint(done, status=1)
-
-
-def test_debug_shows_where(callcenter: RunCommand, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    done = callcenter("--debug", "users", "list", env={"CALLCENTER_DATA_DIR": "file/var"})
+    there = {"CALLCENTER_DATA_DIR": "file/var"}
+    assert "file/var" in complaint(callcenter("setup", env=there), status=1)
+    done = callcenter("--debug", "setup", env=there)
     assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    assert "Traceback" in done.stderr  # and with --debug where it happened
+
+
+def test_people_are_asked_for_before_there_is_a_database(callcenter: RunCommand, tmp_path: Path) -> None:
+    assert "make setup" in complaint(callcenter("users", "list"), status=1)
+    assert not list(tmp_path.iterdir())
 
 
 # --- check --------------------------------------------------------------------------------------------------
@@ -149,6 +156,67 @@ def test_flows_are_looked_for_where_the_settings_say(callcenter: RunCommand, sit
     done = callcenter("flows", "check", env={"CALLCENTER_FLOWS__DIR": "lines"})
     assert done.returncode == 0, done.stderr
     assert "12345" in done.stdout
+
+
+# --- users --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """The database of a site as a set-up leaves it."""
+    (tmp_path / "var").mkdir()
+    url = f"sqlite:///{tmp_path}/var/callcenter.db"
+    await migrate(url, progress=lambda _: None)
+    async with Database.connect(url) as connected:
+        await Directory(connected).seed(DEMO_CONTENT)
+        yield connected
+
+
+def accounts(database: Database) -> Accounts:
+    return Accounts(database, session_hours=1, max_failures=5, lock_seconds=1)
+
+
+async def test_users_are_listed_and_their_phones_secrets_only_when_asked_for(
+    callcenter: RunCommand, database: Database
+) -> None:
+    secrets = await Directory(database).phone_secrets()
+    secrets["1001"] = await Directory(database).renew_phone_secret("1001")
+    plain = callcenter("users", "list").stdout
+    assert "agent1" in plain
+    assert "1001" in plain
+    assert secrets["1001"] not in plain
+    assert secrets["1001"] in callcenter("users", "list", "--secrets").stdout
+
+
+async def test_a_user_is_added_and_logs_in(callcenter: RunCommand, database: Database) -> None:
+    options = ("--name", "李四", "--role", "agent", "--phone", "1009", "--skill", "hotline=3")
+    done = callcenter("users", "add", "lisi", *options, stdin="long enough\n")
+    assert done.returncode == 0, done.stderr
+    session = await accounts(database).log_in("lisi", "long enough", client="test")
+    assert session.roles == {UserRole.AGENT}
+    assert "lisi" in complaint(callcenter("users", "add", "lisi", *options, stdin="long enough\n"), status=1)
+
+
+async def test_a_password_is_changed_and_a_user_disabled(callcenter: RunCommand, database: Database) -> None:
+    assert "8" in complaint(callcenter("users", "password", "agent1", stdin="demo\n"), status=1)
+    assert callcenter("users", "password", "agent1", stdin="long enough\n").returncode == 0
+    await accounts(database).log_in("agent1", "long enough", client="test")
+    assert callcenter("users", "disable", "agent1").returncode == 0
+    with pytest.raises(LoginRefused, match="disabled"):
+        await accounts(database).log_in("agent1", "long enough", client="test")
+    assert "nobody" in complaint(callcenter("users", "disable", "nobody"), status=1)
+
+
+async def test_flows_are_held_against_the_queues_of_the_site(
+    callcenter: RunCommand, database: Database, site: Path
+) -> None:
+    await Directory(database).save_queue(QueueData(queue="night", zh="夜间队列", en="Night", skill="hotline"))
+    flow = site / "ivr_flows" / "12345.yaml"
+    flow.write_text(
+        flow.read_text(encoding="utf-8").replace("queue: hotline", "queue: night"), encoding="utf-8"
+    )
+    done = callcenter("flows", "check")
+    assert done.returncode == 0, done.stderr
 
 
 # --- before anything is installed: make's own scripts -------------------------------------------------------
@@ -203,6 +271,7 @@ def test_pip_settings_of_the_machine_reach_uv(repository: Path, tmp_path: Path) 
 
 
 def test_an_environment_that_is_made_is_left_alone(repository: Path) -> None:
+    run_tool(repository, "/bin/sh", "tools/environment.sh", "dev", env=os.environ)
     began = time.monotonic()
     done = run_tool(repository, "/bin/sh", "tools/environment.sh", "dev", env=os.environ)
     assert (done.returncode, done.stdout) == (0, "")
