@@ -161,7 +161,7 @@ def examples() -> list[BaseModel]:
     return [
         wire.Hello(type="hello", version=1, token=_TOKEN, client="7f1c2a9e-desk", softphone=True),
         wire.Sync(type="sync"),
-        wire.SetStateCommand(type="set_state", id=16, state="not_ready", reason="lunch"),
+        wire.SetStateCommand(type="set_state", id=16, state="not_ready", reason="meal"),
         wire.HoldCommand(type="hold", id=17, call_id=_ID),
         wire.ResumeCommand(type="resume", id=18, call_id=_ID),
         wire.MuteCommand(type="mute", id=19, call_id=_ID, leg_id=f"{_ID}-3", on=True),
@@ -188,7 +188,7 @@ def examples() -> list[BaseModel]:
             queues=[queue],
             calls=[call],
             directory=DirectoryView(
-                not_ready_reasons=[ChoiceView(code="lunch", zh="就餐", en="Lunch")],
+                not_ready_reasons=[ChoiceView(code="meal", zh="就餐", en="Meal")],
                 dispositions=[ChoiceView(code="answered", zh="直接答复", en="Answered on the spot")],
                 allowed_numbers=[NumberView(number="110", zh="公安报警", en="Police")],
                 specialists=[specialist_view(_SPECIALIST)],

@@ -3,6 +3,8 @@
 import asyncio
 import math
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -65,7 +67,8 @@ from callcenter.tickets.store import Ticket, TicketStatus
 
 VERSION = metadata.version("callcenter")
 _LOGINS_AT_ONCE = 2
-_LOGINS_WAITING = 50
+_LOGINS_WAITING = 100
+_LOGIN_TURN_SECONDS = 4.0
 _ONE_HEARING_SECONDS = 600.0
 _HEARINGS_REMEMBERED = 1000
 _TYPES = {"flac": "audio/flac", "wav": "audio/wav"}
@@ -153,21 +156,14 @@ class Rest:
 
     @route("POST", "/api/v1/session", summary="Log in", login=False, problems=(401, 403, 429, 503))
     async def log_in(self, body: LoginBody, request: web.Request) -> SessionView:
-        if self._logins_waiting >= _LOGINS_WAITING:
-            # Checking a password takes a tenth of a second of a core: a flood must not starve the calls.
-            self._figures.login_refused("flood")
-            raise Problem(429, Fault.TOO_MANY, "many logins at once", headers={hdrs.RETRY_AFTER: "2"})
-        self._logins_waiting += 1
         try:
-            async with self._login_slots:
+            async with self._login_turn():
                 session = await self._desk.accounts.log_in(
                     body.user, body.password, client=request.remote or ""
                 )
         except LoginRefused as refused:
             self._figures.login_refused(refused.reason.value)
             raise _login_problem(refused) from refused
-        finally:
-            self._logins_waiting -= 1
         await self._desk.refresh()
         viewer = Viewer.of(session.user_id, session.roles)
         return SessionView(
@@ -416,6 +412,27 @@ class Rest:
             raise Problem(404, Reason.NO_SUCH_CALL, call_id)
         await self._desk.refresh()
         return call
+
+    @asynccontextmanager
+    async def _login_turn(self) -> AsyncIterator[None]:
+        """Checking a password takes a tenth of a second of a core: a flood of logins must not starve the calls."""
+        busy = Problem(429, Fault.TOO_MANY, "many logins at once", headers={hdrs.RETRY_AFTER: "2"})
+        if self._logins_waiting >= _LOGINS_WAITING:
+            self._figures.login_refused("flood")
+            raise busy
+        self._logins_waiting += 1
+        try:
+            async with asyncio.timeout(_LOGIN_TURN_SECONDS):
+                await self._login_slots.acquire()
+        except TimeoutError:
+            self._figures.login_refused("flood")
+            raise busy from None
+        finally:
+            self._logins_waiting -= 1
+        try:
+            yield
+        finally:
+            self._login_slots.release()
 
     async def _note_hearing(self, user_id: UserId, call_id: CallId, name: str) -> None:
         """Nobody hears a citizen without a trace; a player's many ranges within ten minutes are one hearing."""

@@ -1,4 +1,4 @@
-"""A small house for tests of the API: the real engine and the real ticket store behind a real web server.
+"""A small house for tests of the API: the real engine, ticket store, recordings and trail behind a real web server.
 
 Only the telephony is played here: ``House.answer`` and ``House.hang_up`` are what phones do.
 """
@@ -18,13 +18,14 @@ import aiohttp
 from aiohttp import web
 from jsonschema import Draft202012Validator
 
+import callcenter
 from callcenter.api.console import Limits
 from callcenter.api.describe import documents
 from callcenter.api.ports import Component, Standing
 from callcenter.api.server import build_app
 from callcenter.api.wire import SERVER
 from callcenter.database import Database, migrate
-from callcenter.directory.store import LoginReason, LoginRefused
+from callcenter.directory.store import Accounts, Directory, LoginReason, LoginRefused
 from callcenter.domain import ivr
 from callcenter.domain.agents import AgentState, Profile, Queue, UserRole
 from callcenter.domain.calls import Call, CallId, LegId, Outcome, Phase, QueueId, UserId
@@ -51,6 +52,7 @@ CALLER = "13812345678"
 MASKED = "138****5678"
 PASSWORD = "demo"
 SECONDS = 5.0
+DEMO = Path(callcenter.__file__).parent / "profiles" / "demo.yaml"
 
 PROFILES = (
     Profile(UserId("agent1"), "张敏", frozenset({UserRole.AGENT}), phone="1001", skills={"hotline": 3}),
@@ -167,7 +169,7 @@ class House:
     health: SettableHealth
     sounds: Path
     client: aiohttp.ClientSession
-    audited: list[tuple[str, str, str, str]]
+    trail: Directory
     posted: list[Event]
     effects: list[Effect]
     openapi: dict[str, Any]
@@ -232,6 +234,11 @@ class House:
         file = RecordingFile(call.call_id, None, RecordingKind.CALL, path, 2.0, 2048, "0" * 64, "flac")
         [opened] = await self.store.apply(Batch(calls=(ended,), recordings=(file,)))
         return opened.number
+
+    async def audited(self) -> list[tuple[str | None, str, str, str]]:
+        """What the audit trail has, the first first."""
+        entries = await self.trail.audit_trail()
+        return [(each.user_id, each.action, each.subject, each.detail) for each in reversed(entries)]
 
     # --- asking ---------------------------------------------------------------------------------------------
 
@@ -356,9 +363,8 @@ class TestScreen:
 
 
 @asynccontextmanager
-async def house(
-    folder: Path, *, accounts: Any = None, directory: Any = None, **options: Any
-) -> AsyncIterator[House]:
+async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIterator[House]:
+    """Everything running on a free port; ``real``: with the real accounts and directory and the demo's content."""
     url = f"sqlite:///{folder / 'callcenter.db'}"
     await migrate(url, progress=lambda _: None)
     effects: list[Effect] = []
@@ -377,37 +383,39 @@ async def house(
         post(event)
 
     engine.post = overheard  # type: ignore[method-assign]
-    content = Content()
-    engine.post(
-        DirectoryChanged(
-            content.profiles,
-            content.queues,
-            frozenset(each.code for each in content.not_ready_reasons),
-            frozenset(each.code for each in content.dispositions),
-            frozenset(each.number for each in content.allowed_numbers),
-        )
-    )
-    engine.post(FlowsChanged((FLOW,)))
-    engine.post(TelephonyResynced((), frozenset({"1001", "1002", "8001", "1009"})))
-    engine.drain()
-    audited: list[tuple[str, str, str, str]] = []
-
-    async def audit(user_id: UserId, action: str, subject: str, detail: str) -> None:
-        audited.append((user_id, action, subject, detail))
-
     health = SettableHealth()
     sounds = folder / "recordings"
-    accounts = accounts or MemoryAccounts()
     async with Database.connect(url) as database, asyncio.TaskGroup() as tasks:
         store = TicketStore(database)
+        trail = Directory(database)
+        accounts: Any = MemoryAccounts()
+        directory: Any = MemoryDirectory()
+        if real:
+            await trail.seed(DEMO)
+            accounts = Accounts(database, session_hours=12, max_failures=3, lock_seconds=60)
+            directory = trail
+        content = await directory.load()
+        engine.post(
+            DirectoryChanged(
+                content.profiles,
+                content.queues,
+                frozenset(each.code for each in content.not_ready_reasons),
+                frozenset(each.code for each in content.dispositions),
+                frozenset(each.number for each in content.allowed_numbers),
+            )
+        )
+        engine.post(FlowsChanged((FLOW,)))
+        phones = frozenset(profile.phone for profile in content.profiles if profile.phone)
+        engine.post(TelephonyResynced((), phones))
+        engine.drain()
         app = build_app(
             engine=engine,
             accounts=accounts,
-            directory=directory or MemoryDirectory(),
+            directory=directory,
             tickets=store,
             recordings=Recordings(sounds),
             health=health,
-            audit=audit,
+            audit=trail.audit,
             **{"limits": Limits(console_lost_seconds=0.2, session_check_seconds=0.2), **options},
         )
         running = tasks.create_task(engine.run(), name="engine")
@@ -428,7 +436,7 @@ async def house(
                     health=health,
                     sounds=sounds,
                     client=client,
-                    audited=audited,
+                    trail=trail,
                     posted=posted,
                     effects=effects,
                     openapi=json.loads(documents()["openapi.json"]),
