@@ -51,7 +51,7 @@ from callcenter.tickets.store import Batch, TicketStore
 CALLER = "13812345678"
 MASKED = "138****5678"
 PASSWORD = "demo"
-SECONDS = 5.0
+SECONDS = 10.0
 DEMO = Path(callcenter.__file__).parent / "profiles" / "demo.yaml"
 
 PROFILES = (

@@ -451,7 +451,9 @@ async def test_binary_and_giant_frames_end_the_screen(home: House) -> None:
     assert (await home.ask("GET", "/api/v1/me", user="agent1"))[0] == 200
 
 
-async def _deaf_screen(home: House) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _deaf_screen(
+    home: House, *, softphone: bool = False
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A screen that has said hello over a socket with a tiny window and then reads nothing."""
     raw = sockets.socket()
     raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
@@ -470,6 +472,7 @@ async def _deaf_screen(home: House) -> tuple[asyncio.StreamReader, asyncio.Strea
             "version": 1,
             "token": await home.login("leader1"),
             "client": "deaf-screen",
+            "softphone": softphone,
         }
     ).encode()
     writer.write(b"\x81" + bytes([0x80 | 126]) + len(hello).to_bytes(2, "big") + bytes(4) + hello)
@@ -499,6 +502,15 @@ async def test_a_screen_that_never_reads_is_cut_and_hurts_nobody(tmp_path: Path)
                         # More does not come out any faster: wait for the cut.
                         await appears(lambda: _screens(home) == 1, "the cut")
             assert slowest < 1.0
+        writer.close()
+
+
+async def test_a_softphone_that_vanishes_without_a_word_is_missed_by_the_heartbeat(tmp_path: Path) -> None:
+    limits = Limits(heartbeat_seconds=0.2, console_lost_seconds=0.1)
+    async with house(tmp_path, limits=limits) as home:
+        _, writer = await _deaf_screen(home, softphone=True)
+        await appears(lambda: ConsoleLost(UserId("leader1")) in home.posted, "ConsoleLost")
+        assert _screens(home) == 0
         writer.close()
 
 
