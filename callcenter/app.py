@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -40,7 +40,7 @@ from callcenter.domain.messages import (
 )
 from callcenter.engine import Engine, clock
 from callcenter.flows import FlowSet, Reloaded, working_days
-from callcenter.quality.recordings import Recordings
+from callcenter.quality.recordings import Finished, Recordings
 from callcenter.settings import Profile, Settings
 from callcenter.tickets.journal import Journal
 from callcenter.tickets.store import AgentRecord, TicketStore
@@ -141,21 +141,32 @@ class App:
         ]
         self.engine.restore(calls.values(), known)
         self._recorded.update(calls)
-        for finished in await self.recordings.sweep(set(calls)):
-            self.journal.put_recordings(finished.call_id, finished.files)
+
+    async def mend_recordings(self) -> None:
+        """Finish what a crash left: files without an end, and files whose rows were lost."""
+        for finished in await self.recordings.sweep(set(self.engine.calls)):
+            self._note_recordings(finished)
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        for call in await self.tickets.calls_without_recordings(since=yesterday):
+            if call.answered_at is not None:
+                self._note_recordings(await self.recordings.finish(call))
 
     async def finish_recordings(self) -> None:
         """Close, encode and note the recordings of every call that ends."""
         while True:
             call = await self._ended.get()
             try:
-                finished = await self.recordings.finish(call)
-            except OSError as error:
-                log.error("recording not finished", call_id=call.call_id, error=error.strerror)  # noqa: TRY400
-            else:
-                self.journal.put_recordings(call.call_id, finished.files)
+                self._note_recordings(await self.recordings.finish(call))
             finally:
                 self._ended.task_done()
+
+    def _note_recordings(self, finished: Finished) -> None:
+        if finished.files:
+            self.journal.put_recordings(finished.call_id, finished.files)
+        for kept in finished.kept:
+            log.error("recording kept as it was written", call_id=finished.call_id, reason=kept.reason)
+        if finished.missing:
+            log.warning("recording missing", call_id=finished.call_id, missing=list(finished.missing))
 
     async def watch_flows(self) -> None:
         """Take a changed flow for the next call; a broken one is refused and the old one stays."""
@@ -268,8 +279,9 @@ async def _content(settings: Settings, database: Database) -> DirectoryContent:
         await directory.seed(DEMO_CONTENT)
     elif await Accounts(database, session_hours=1, max_failures=1, lock_seconds=1).has_demo_passwords():
         raise CannotStart(
-            "正式环境中仍有演示密码，请用 callcenter users password 逐一更改 / "
-            'Demo passwords are still in use: change each with `callcenter users password`, or set profile = "demo".'
+            "正式环境中仍有演示密码或演示话机密码，请用 callcenter users password 与 callcenter users new-secret 逐一更改 / "
+            "Demo passwords or demo phone secrets are still in use: change each with `callcenter users password` and "
+            "`callcenter users new-secret`."
         )
     return await directory.load()
 
@@ -321,6 +333,7 @@ async def _tasks(app: App, progress: Progress) -> AsyncIterator[None]:
             group.create_task(app.engine.run(), name="engine"),
             group.create_task(app.telephony.run(), name="telephony"),
             group.create_task(app.watch_flows(), name="flows"),
+            group.create_task(app.mend_recordings(), name="recordings of before"),
             group.create_task(app.keep_asterisk(), name="asterisk"),
             *(
                 group.create_task(app.finish_recordings(), name=f"recordings {n}")

@@ -101,6 +101,8 @@ def outcome_of(cause: str, tech_cause: str) -> Outcome:
         "603": Outcome.REFUSED,
         "408": Outcome.NO_ANSWER,
         "487": Outcome.NO_ANSWER,
+        # The phone said so. (Asterisk reports its own time-out as 480 too, but the centre's deadline comes first.)
+        "480": Outcome.UNREACHABLE,
     }
     by_cause = {
         "17": Outcome.BUSY,

@@ -94,7 +94,7 @@ def test_what_an_ami_event_means(given: AmiMessage, event: object) -> None:
         ("21", "", Outcome.REFUSED),
         ("19", "", Outcome.NO_ANSWER),
         ("16", "487", Outcome.NO_ANSWER),
-        ("20", "480", Outcome.UNREACHABLE),
+        ("19", "480", Outcome.UNREACHABLE),
         ("", "", Outcome.UNREACHABLE),
     ],
 )

@@ -38,8 +38,4 @@ async def clean_house(house: House) -> AsyncIterator[House]:
 
 
 def _log(house: House) -> list[dict[str, object]]:
-    lines = []
-    for line in house.said().splitlines():
-        if line.startswith("{"):
-            lines.append(json.loads(line))
-    return lines
+    return [json.loads(line) for line in house.said().splitlines() if line.startswith("{")]

@@ -303,6 +303,7 @@ class Person:
         await call.answer()
         await call.wait_answered(5)
         call.play(tone(TONES[sound], 1), loop=True)
+        await self.until(lambda me: me["agent"]["state"] in {"talking", "held"})
         return call
 
     async def call_id(self) -> str:

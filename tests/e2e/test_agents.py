@@ -8,8 +8,8 @@ from tests.e2e.house import House, ProblemError, dial, until, until_hears
 async def test_a_missed_offer_goes_to_the_next_agent(clean_house: House) -> None:
     """Nobody picks up at the first desk: not ready there, and the second rings."""
     async with (
-        clean_house.person("agent1", "1001") as sleeper,
-        clean_house.person("agent2", "1002") as awake,
+        clean_house.person("agent2", "1002") as sleeper,
+        clean_house.person("agent1", "1001") as awake,
         clean_house.caller() as citizen,
     ):
         call = await dial(citizen)
@@ -28,8 +28,8 @@ async def test_a_missed_offer_goes_to_the_next_agent(clean_house: House) -> None
 @pytest.mark.parametrize("status", [486, 603])
 async def test_a_rejected_offer_goes_to_the_next_agent(clean_house: House, status: int) -> None:
     async with (
-        clean_house.person("agent1", "1001") as busy,
-        clean_house.person("agent2", "1002") as awake,
+        clean_house.person("agent2", "1002") as busy,
+        clean_house.person("agent1", "1001") as awake,
         clean_house.caller() as citizen,
     ):
         call = await dial(citizen)
@@ -59,8 +59,8 @@ async def test_a_phone_that_is_switched_off_makes_its_agent_not_ready(clean_hous
 async def test_a_phone_that_vanished_costs_its_caller_a_few_seconds_and_no_more(clean_house: House) -> None:
     """The cable was pulled: the offer finds nobody, and the next agent gets the call."""
     async with (
-        clean_house.person("agent1", "1001") as gone,
-        clean_house.person("agent2", "1002") as awake,
+        clean_house.person("agent2", "1002") as gone,
+        clean_house.person("agent1", "1001") as awake,
         clean_house.caller() as citizen,
     ):
         gone.phone.vanish()
@@ -72,14 +72,13 @@ async def test_a_phone_that_vanished_costs_its_caller_a_few_seconds_and_no_more(
         await at_desk.ended.wait(5)
 
 
-async def test_the_longest_idle_agent_is_first(clean_house: House) -> None:
+async def test_the_most_skilled_agent_is_first(clean_house: House) -> None:
+    """Level before idleness: agent2 has 5 at the hotline, agent1, who is free for longer, 3."""
     async with (
-        clean_house.person("agent2", "1002", ready=False) as two,
-        clean_house.person("agent1", "1001", ready=False) as one,
+        clean_house.person("agent1", "1001") as one,
+        clean_house.person("agent2", "1002") as two,
         clean_house.caller() as citizen,
     ):
-        await two.set("ready")
-        await one.set("ready")
         call = await dial(citizen)
         at_desk = await two.answers()
         assert await one.state() == "ready"

@@ -6,7 +6,7 @@ from tests.e2e.house import House, dial, until
 
 
 async def _last_record(house: House, caller: str) -> dict:
-    async with house.rest("admin") as admin:
+    async with house.rest("leader1") as admin:
 
         async def look() -> list[dict]:
             found = await admin.get("/api/v1/call-records?limit=50")

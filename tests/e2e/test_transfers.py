@@ -52,7 +52,7 @@ async def test_a_transfer_that_nobody_answers_returns_to_the_queue(clean_house: 
 async def test_to_a_queue(clean_house: House) -> None:
     async with (
         clean_house.person("agent1", "1001") as first,
-        clean_house.person("agent2", "1002", ready=False) as second,
+        clean_house.person("agent3", "1003", ready=False) as second,
         clean_house.caller() as citizen,
     ):
         call = await dial(citizen)
