@@ -90,9 +90,6 @@ class Routing:
         """Agents at work who serve this queue, whatever they are doing now."""
         return self._staffed[queue_id]
 
-    def is_free(self, user_id: UserId) -> bool:
-        return user_id in self._free
-
     def free_at(self, queue_id: QueueId) -> int:
         return len(self._lines[queue_id].free)
 

@@ -65,7 +65,7 @@ class Queue:
     """Callers beyond this hear ``queue_full`` and go where the flow says."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Agent:
     """The live side of a profile that can be rung."""
 

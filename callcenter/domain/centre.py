@@ -6,7 +6,7 @@ a turn, after the effects of that turn.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, assert_never
 from zoneinfo import ZoneInfo
@@ -31,6 +31,7 @@ from callcenter.domain.calls import (
     StepKind,
     UserId,
     call_id_of,
+    replace,
 )
 from callcenter.domain.messages import (
     Alarm,
@@ -316,9 +317,13 @@ class ContactCentre:
 
     def _turn_over(self) -> list[Effect]:
         out = self._out
-        out.extend(SaveCall(call) for call in self._changed_calls.values())
-        out.extend(SaveAgent(agent) for agent in self._changed_agents.values())
-        self._out, self._changed_calls, self._changed_agents = [], {}, {}
+        self._out = []
+        if self._changed_calls:
+            out.extend([SaveCall(call) for call in self._changed_calls.values()])
+            self._changed_calls = {}
+        if self._changed_agents:
+            out.extend([SaveAgent(agent) for agent in self._changed_agents.values()])
+            self._changed_agents = {}
         return out
 
     def _put(self, call: Call) -> Call:
@@ -616,7 +621,7 @@ class ContactCentre:
 
     def _seek_call(self, agent: Agent) -> None:
         """Offer the longest waiting caller to an agent who has become free."""
-        if self._telephony_up and self._routing.is_free(agent.user_id):
+        if self._telephony_up:
             call_id = self._routing.call_for(agent)
             if call_id is not None:
                 self._offer(self._calls[call_id], agent)
@@ -1263,6 +1268,7 @@ class ContactCentre:
         self._pair_up()
 
     def _reconcile(self, call: Call, seen: Mapping[LegId, LegSeen]) -> None:
+        answered = False
         for leg in call.legs:
             present = seen.get(leg.leg_id)
             if leg.alive and present is None:
@@ -1273,8 +1279,9 @@ class ContactCentre:
                 self._hang_up(leg.leg_id)
             elif leg.state is LegState.RINGING and present is not None and present.up:
                 self._leg_answered(leg.leg_id)
+                answered = True
         known = self._calls.get(call.call_id)
-        if known is not None:
+        if known is not None and not answered:
             self._take_up(known)
 
     def _adopt(self, leg: LegSeen, how: StepKind) -> None:

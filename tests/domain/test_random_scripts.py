@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -46,6 +47,7 @@ from callcenter.domain.messages import (
     Effect,
     Event,
     FallBack,
+    FellBack,
     FlowsChanged,
     HangUp,
     HangUpCall,
@@ -75,6 +77,7 @@ from callcenter.domain.messages import (
     TakeMessage,
     TelephonyLost,
     TelephonyResynced,
+    TicketOpened,
     Transfer,
     Wait,
     WrapUp,
@@ -226,6 +229,10 @@ class City:
                 case SaveCall(call):
                     known = self.records.get(call.call_id)
                     assert known is None or call.version > known.version, "versions grow"
+                    if call.answered_at is not None and (known is None or known.answered_at is None):
+                        self.plan(
+                            self.latency(), partial(self.tell, TicketOpened(call.call_id, "20261012-000001"))
+                        )
                     self.records[call.call_id] = call
                     if call.phase is Phase.ENDED:
                         check_record(call)
@@ -409,9 +416,18 @@ class City:
             case 17:
                 self.now_and_then(pick)
             case 18:
-                self.say(late_event(self.rng, self.numbers))
+                if pick % 4 == 0 and (leg := self.some(pick, caller=True)) is not None:
+                    self.fall_back(leg)
+                else:
+                    self.say(late_event(self.rng, self.numbers))
             case _:
                 self.steer(pick)
+
+    def fall_back(self, leg_id: LegId) -> None:
+        """The dialplan missed a few heartbeats: a caller who talks with nobody is in the fallback queue."""
+        if self.channels[leg_id].hears in ("music", "quiet"):
+            self.put(leg_id, "music")
+            self.say(FellBack(CallId(leg_id), "13800138000", "12345"))
 
     def now_and_then(self, pick: int) -> None:
         """What happens less often."""
@@ -694,6 +710,7 @@ TestLossyScripts = LossyScripts.TestCase
 TestLossyScripts.settings = QUICK
 
 
+@pytest.mark.timeout(0)  # as long as LONG_EVENTS makes it
 @pytest.mark.parametrize("loss", [0.0, 0.025])
 def test_a_long_run_breaks_nothing(loss: float) -> None:
     total = int(os.environ.get("LONG_EVENTS", "20000"))
