@@ -179,6 +179,7 @@ class ContactCentre:
         self._dispositions: frozenset[str] = frozenset()
         self._numbers: frozenset[str] = frozenset()
         self._telephony_up = False
+        self._serving: Timer | None = None
         self._now: Now
         self._out: list[Effect] = []
         self._changed_calls: dict[CallId, Call] = {}
@@ -243,7 +244,9 @@ class ContactCentre:
         """Carry out every deadline that has passed."""
         self._now = now
         while (timer := self._timers.pop_due(now.seconds)) is not None:
+            self._serving = timer
             self._due(timer)
+        self._serving = None
         return self._turn_over()
 
     def next_deadline(self) -> float | None:
@@ -299,12 +302,15 @@ class ContactCentre:
             phone_reachable=known.phone_reachable,
         )
 
-    def give_up(self, event: Event, now: Now) -> list[Effect]:
-        """The centre failed at this event: that call alone goes to the dialplan's fallback."""
+    def give_up(self, event: Event | None, now: Now) -> list[Effect]:
+        """The centre failed at this event (None: at a deadline): that call alone goes to the dialplan's fallback."""
         self._now = now
         self._out.clear()
-        leg_id = getattr(event, "leg_id", None) or getattr(event, "call_id", None)
-        call = self._calls.get(call_id_of(leg_id)) if leg_id else None
+        if event is not None:
+            subject = getattr(event, "leg_id", None) or getattr(event, "call_id", None)
+        else:
+            subject = self._serving.subject if self._serving else None
+        call = self._calls.get(call_id_of(LegId(subject))) if subject else None
         if call is None or call.phase is Phase.ENDED:
             return self._turn_over()
         for leg in call.others:
@@ -801,7 +807,9 @@ class ContactCentre:
     def _hang_up(self, leg_id: LegId) -> None:
         self._out.append(HangUp(leg_id))
         self._timers.cancel(Timer(TimerKind.RING, leg_id))
-        self._timers.set(Timer(TimerKind.GONE, leg_id), self._now.seconds + self._policy.gone_seconds)
+        gone = Timer(TimerKind.GONE, leg_id)
+        if not self._timers.is_set(gone):
+            self._timers.set(gone, self._now.seconds + self._policy.gone_seconds)
 
     # --- a leg answers --------------------------------------------------------------------------------------
 
@@ -1188,6 +1196,10 @@ class ContactCentre:
         """Say once more what the caller is to hear, whatever has become of what was said before."""
         if not call.caller_leg.alive:
             return
+        if call.phase is not Phase.TALKING:
+            # Told to hang up by an engine that is no more, or on his way out: not in a room of his own for ever.
+            for leg in call.parties:
+                self._hang_up(leg.leg_id)
         if self._is_leaving(call.caller_leg):
             self._hang_up(call.caller_leg.leg_id)
             return

@@ -720,6 +720,40 @@ def test_a_fault_costs_one_call_which_the_fallback_takes_and_keeps(house: House)
     assert house.resyncs([LegSeen(LegId(call_id), up=True, dialled="96500")]) == []
 
 
+def test_a_party_left_over_from_an_engine_that_died_in_a_hang_up_is_hung_up(house: House) -> None:
+    call_id, agent = house.talking()
+    house.asks(HangUpCall(ZHANG.user_id, call_id))
+    legs = [LegSeen(LegId(call_id), up=True), LegSeen(agent, up=True)]
+    assert HangUp(agent) in house.restarts(legs)
+
+
+def test_hanging_up_a_second_time_does_not_put_off_the_deadline(house: House) -> None:
+    call_id, _ = house.talking()
+    third = leg_id(call_id, 3)
+    house.asks(Invite(ZHANG.user_id, call_id, specialist("tax1"), privately=False))
+    house.answers(third)
+    house.asks(Drop(ZHANG.user_id, call_id, third))
+    house.later(3)
+    house.asks(Drop(ZHANG.user_id, call_id, third))
+    house.later(1)
+    assert house.agent(TAX1).state is AgentState.LOGGED_OUT
+
+
+def test_a_fault_at_a_deadline_costs_that_call(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.ready(ZHANG)
+    call_id = house.arrives()
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.centre, "_leg_due", fault)
+        with pytest.raises(RuntimeError):
+            house.later(15)
+    effects = house.centre.give_up(None, house.now)
+    assert effects[:2] == [HangUp(leg_id(call_id, 2)), FallBack(LegId(call_id))]
+
+
 def test_a_caller_in_the_fallback_queue_is_taken_back_once(house: House) -> None:
     call_id = house.new_call_id()
     assert house.handle(FellBack(call_id, "1", "96500")) == [Wait(LegId(call_id), Meanwhile.MUSIC)]
