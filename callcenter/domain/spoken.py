@@ -1,5 +1,6 @@
-"""What is said from recorded atoms: numbers, telephone numbers, waiting times, a place in the queue.
+"""What is said from recordings: numbers, telephone numbers, waiting times, a place in the queue.
 
+A place in the queue and a wait are announced in whole sentences, which are understood better than joined syllables.
 Every function answers with names of prompts in the order in which they are played.
 """
 
@@ -9,6 +10,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 _DIGITS = "零一二三四五六七八九"
+
+LAST_POSITION = 20
+"""The last place in the queue that has a sentence of its own."""
+LAST_MINUTE = 30
+"""The longest wait, in minutes, that has a sentence of its own."""
+
+
+def _below_hundred(number: int) -> str:
+    tens, ones = divmod(number, 10)
+    ten = "十" if tens == 1 else f"{_DIGITS[tens]}十" if tens else ""
+    return ten + (_DIGITS[ones] if ones else "")
+
+
+_SENTENCES: Mapping[str, str] = MappingProxyType(
+    {
+        **{f"queue/position_{n}": f"您排在第{_below_hundred(n)}位" for n in range(1, LAST_POSITION + 1)},
+        "queue/position_beyond": "来电较多您前面至少还有二十人",
+        **{
+            f"queue/wait_{n}": f"预计等待{'两' if n == 2 else _below_hundred(n)}分钟左右"
+            for n in range(1, LAST_MINUTE + 1)
+        },
+        "queue/wait_beyond": "预计等待超过三十分钟",
+    }
+)
 
 ATOMS: Mapping[str, str] = MappingProxyType(
     {
@@ -28,15 +53,17 @@ ATOMS: Mapping[str, str] = MappingProxyType(
         "words/nin_paizai": "您排在",
         "words/yuji_dengdai": "预计等待",
         "words/zuoyou": "左右",
+        **_SENTENCES,
     }
 )
-"""Name of each atom and what is recorded under it."""
+"""Name of each recording that is said from here, and its words without punctuation."""
 
 MAX_NUMBER = 99_999_999
 """The largest number that can be said: there is no atom for 亿."""
 
 _UNITS = ((1000, "digits/qian"), (100, "digits/bai"), (10, "digits/shi"))
 _BY_TEXT = {text: name for name, text in ATOMS.items()}
+_WORDS = [text for name, text in ATOMS.items() if name not in _SENTENCES]
 _LONGEST_FIRST = sorted(_BY_TEXT, key=len, reverse=True)
 _NUMBER = re.compile("[0-9]+")
 _MEASURES = ("位", "分钟")
@@ -116,21 +143,27 @@ def minutes_prompts(seconds: float) -> tuple[str, ...]:
     """
     if not math.isfinite(seconds):
         raise ValueError("A wait must be a finite number of seconds to be said.")
-    return (*number_prompts(max(1, math.ceil(seconds / 60)), counted=True), "words/fenzhong")
+    return (*number_prompts(_minutes(seconds), counted=True), "words/fenzhong")
+
+
+def _minutes(seconds: float) -> int:
+    return max(1, math.ceil(seconds / 60))
 
 
 def queue_announcement(position: int | None, expected_wait_seconds: float | None) -> tuple[str, ...]:
-    """Say “您排在第三位，预计等待两分钟”; what is not known (None, or a wait without end) is left out.
+    """Say “您排在第三位。预计等待两分钟左右。”; what is not known (None, or a wait without end) is left out.
 
-    Position 1 is next to be answered. ValueError for a position below 1.
+    Position 1 is next to be answered. Beyond `LAST_POSITION` and `LAST_MINUTE` one sentence, true for all that is
+    longer, is said. The wait is in seconds, rounded as by `minutes_prompts`. ValueError for a position below 1.
     """
     said: tuple[str, ...] = ()
     if position is not None:
         if position < 1:
             raise ValueError(f"A place in the queue counts from 1, not {position}.")
-        said = ("words/nin_paizai", "words/di", *number_prompts(position), "words/wei")
+        said = (f"queue/position_{position if position <= LAST_POSITION else 'beyond'}",)
     if expected_wait_seconds is not None and math.isfinite(expected_wait_seconds):
-        said = (*said, "words/yuji_dengdai", *minutes_prompts(expected_wait_seconds))
+        minutes = _minutes(expected_wait_seconds)
+        said = (*said, f"queue/wait_{minutes if minutes <= LAST_MINUTE else 'beyond'}")
     return said
 
 
@@ -155,7 +188,7 @@ def text_prompts(text: str) -> tuple[str, ...]:
         atom = next((atom for atom in _LONGEST_FIRST if text.startswith(atom, at)), None)
         if atom is None:
             raise ValueError(
-                f"Nothing is recorded for “{text[at : at + 6]}”: use numbers and {'、'.join(_BY_TEXT)} only."
+                f"Nothing is recorded for “{text[at : at + 6]}”: use numbers and {'、'.join(_WORDS)} only."
             )
         said.append(_BY_TEXT[atom])
         at += len(atom)

@@ -1,6 +1,7 @@
 """The prompts in the tree are playable, fit their texts, and can be made again."""
 
 import json
+import re
 import wave
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from callcenter.domain.spoken import ATOMS
+from callcenter.domain.spoken import ATOMS, queue_announcement
 from callcenter.speech.prompts import (
     CatalogueError,
     Fault,
@@ -84,9 +85,16 @@ def test_audio_suits_a_telephone_line(name: PromptName) -> None:
         assert np.abs(edge.astype(int)).max() < 330, "an edge louder than -40 dBFS clicks"
 
 
-def test_every_atom_of_spoken_numbers_has_a_prompt_with_the_same_word() -> None:
+def test_everything_that_is_said_has_a_prompt_with_the_same_words() -> None:
     prompts = load_catalogue(CATALOGUE).prompts
-    assert {name: prompts[PromptName(name)].spoken for name in ATOMS} == dict(ATOMS)
+    words = {name: re.sub("[，。]", "", prompts[PromptName(name)].spoken) for name in ATOMS}
+    assert words == dict(ATOMS)
+
+
+def test_every_place_and_wait_that_can_be_announced_has_audio() -> None:
+    places = {name for place in range(1, 1001) for name in queue_announcement(place, None)}
+    waits = {name for seconds in range(7201) for name in queue_announcement(None, seconds)}
+    assert sorted(name for name in places | waits if not audio_file(AUDIO, PromptName(name)).is_file()) == []
 
 
 def test_the_audio_stays_small_enough_for_the_tree() -> None:

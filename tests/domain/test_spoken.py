@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from callcenter.domain.spoken import (
     ATOMS,
+    LAST_MINUTE,
+    LAST_POSITION,
     MAX_NUMBER,
     digits_prompts,
     minutes_prompts,
@@ -123,14 +125,47 @@ def test_a_wait_without_end_cannot_be_said(seconds: float) -> None:
         minutes_prompts(seconds)
 
 
-def test_the_announcement_says_what_is_known() -> None:
-    assert heard(queue_announcement(3, 110)) == "您排在第三位预计等待两分钟"
-    assert heard(queue_announcement(2, None)) == "您排在第二位"
-    assert heard(queue_announcement(None, 60)) == "预计等待一分钟"
-    assert heard(queue_announcement(1, float("inf"))) == "您排在第一位"
-    assert queue_announcement(None, None) == ()
+@pytest.mark.parametrize(
+    ("position", "wait", "text"),
+    [
+        (3, 110, "您排在第三位预计等待两分钟左右"),
+        (2, None, "您排在第二位"),
+        (20, 1800, "您排在第二十位预计等待三十分钟左右"),
+        (21, 1800.1, "来电较多您前面至少还有二十人预计等待超过三十分钟"),
+        (None, 60, "预计等待一分钟左右"),
+        (None, -3, "预计等待一分钟左右"),
+        (12, 1260, "您排在第十二位预计等待二十一分钟左右"),
+        (1, float("inf"), "您排在第一位"),
+        (1, float("nan"), "您排在第一位"),
+        (None, None, ""),
+    ],
+)
+def test_the_announcement_says_what_is_known(position: int | None, wait: float | None, text: str) -> None:
+    assert heard(queue_announcement(position, wait)) == text
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_there_is_no_place_before_the_first(position: int) -> None:
     with pytest.raises(ValueError, match="counts from 1"):
-        queue_announcement(0, None)
+        queue_announcement(position, None)
+
+
+def test_each_place_and_wait_is_one_sentence_with_its_own_number() -> None:
+    for position in range(1, 1001):
+        (sentence,) = queue_announcement(position, None)
+        said = ATOMS[sentence]
+        if position <= LAST_POSITION:
+            assert understood(said.removeprefix("您排在第").removesuffix("位")) == position
+        else:
+            assert said == "来电较多您前面至少还有二十人"
+    for seconds in range(7201):
+        (sentence,) = queue_announcement(None, seconds)
+        said = ATOMS[sentence]
+        if seconds <= LAST_MINUTE * 60:
+            minutes = understood(said.removeprefix("预计等待").removesuffix("分钟左右"))
+            assert minutes == max(1, -(-seconds // 60))
+        else:
+            assert said == "预计等待超过三十分钟"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +175,7 @@ def test_the_announcement_says_what_is_known() -> None:
         ("您排在第2位", "您排在第二位"),
         ("30秒", "三十秒"),
         ("三点五", "三点五"),
+        ("您排在第三位。", "您排在第三位"),
     ],
 )
 def test_a_text_of_atoms_is_said(text: str, said: str) -> None:
