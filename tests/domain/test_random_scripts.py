@@ -267,14 +267,16 @@ class City:
             self.let_go(old)
         return channel
 
-    def let_go(self, channel: Channel) -> None:
+    def let_go(self, channel: Channel, *, at_once: bool = False) -> None:
         """Its peer left a plain bridge: a caller says so and waits three seconds, a party of ours is hung up."""
         channel.moves += 1
         moves = channel.moves
         channel.hears = "let_go"
         caller = LegId(call_id_of(channel.leg_id)) == channel.leg_id
-        if caller:
-            self.plan(0.0, lambda: self.say(ConversationOver(channel.leg_id)))
+        if caller and at_once:
+            self.say(ConversationOver(channel.leg_id))
+        elif caller:
+            self.plan(0.01, lambda: self.say(ConversationOver(channel.leg_id)))
         self.plan(
             3.0 if caller else 0.0, lambda: self.if_there(channel, moves, lambda: self.end(channel.leg_id))
         )
@@ -289,11 +291,11 @@ class City:
             return
         self.dead_since[leg_id] = self.now
         peer = self.channels.get(channel.peer) if channel.peer else None
-        self.say(LegEnded(leg_id, outcome))
         if peer is not None and peer.peer == leg_id:
             peer.peer = None
-            if self.channels.get(peer.leg_id) is peer:
-                self.let_go(peer)
+            # The dialplan of the one who is left and the end of the other are told in either order.
+            self.let_go(peer, at_once=self.rng.random() < 0.5)
+        self.say(LegEnded(leg_id, outcome))
 
     def obey(self, effect: Effect) -> None:
         rng = self.rng
