@@ -69,7 +69,6 @@ class Telephony:
         )
         self._up = asyncio.Event()
         self._held_back: deque[AmiMessage] | None = None
-        self._channels: set[LegId] = set()
         self._contacts: dict[str, dict[str, bool]] = {}
         self._members: dict[str, bool] = {}
 
@@ -140,16 +139,15 @@ class Telephony:
     def _take(self, message: AmiMessage) -> None:
         match message.name:
             case "Newchannel":
-                self._channels.add(leg_of(message))
+                self._switchboard.appeared(message)
                 self._refuse_forwarding(message)
                 return
             case "Hangup":
-                self._channels.discard(leg_of(message))
                 self._switchboard.forget_leg(leg_of(message))
             case "OriginateResponse":
                 # A phone without a registration never becomes a channel, so no Hangup tells of it.
                 leg_id = LegId(message.get("ActionID"))
-                if message.get("Response") == "Failure" and leg_id not in self._channels:
+                if message.get("Response") == "Failure" and not self._switchboard.knows(leg_id):
                     self._post(LegEnded(leg_id, Outcome.UNREACHABLE))
                 return
             case "ContactStatus":
@@ -215,7 +213,6 @@ class Telephony:
 
     async def _snapshot(self) -> TelephonyResynced:
         rows = await self._link.list_action("CoreShowChannels")
-        self._channels = {leg_of(row) for row in rows}
         self._switchboard.found(rows)
         legs = [leg for row in rows if (leg := await self._leg_seen(row)) is not None]
         self._contacts = {}

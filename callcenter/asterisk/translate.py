@@ -146,6 +146,7 @@ class Switchboard:
     raw_path: RawPath
     prompts: Path
     _places: dict[CallId, dict[LegId, _Where]] = field(default_factory=dict)
+    _names: dict[LegId, str] = field(default_factory=dict)
 
     def actions(self, effect: CallEffect) -> list[Action]:
         match effect:
@@ -184,15 +185,26 @@ class Switchboard:
             case _:
                 assert_never(effect)
 
+    def appeared(self, channel: AmiMessage) -> None:
+        """Asterisk has a channel, ours or not."""
+        self._names[leg_of(channel)] = channel.get("Channel")
+
     def forget_leg(self, leg_id: LegId) -> None:
         """The leg has ended."""
         self._left(leg_id)
+        self._names.pop(leg_id, None)
+
+    def knows(self, leg_id: LegId) -> bool:
+        """Whether the leg has, or had a moment ago, a channel."""
+        return leg_id in self._names
 
     def found(self, rows: Iterable[AmiMessage]) -> None:
-        """Learn from ``CoreShowChannels`` where everybody is."""
+        """Learn from ``CoreShowChannels`` who is there and where."""
         self._places.clear()
+        self._names.clear()
         for row in rows:
             leg_id = leg_of(row)
+            self.appeared(row)
             if not is_ours(leg_id):
                 continue
             if row.get("Application") == "ConfBridge":
@@ -221,12 +233,15 @@ class Switchboard:
     def _arrange(self, wish: Arrange) -> list[Action]:
         places = self._places.get(wish.call_id, {})
         in_room = any(where is _Where.ROOM for where in places.values())
-        if len(wish.together) == 2 and not wish.held and not in_room:
+        names = [self._names.get(leg_id) for leg_id in wish.together]
+        if len(wish.together) == 2 and not wish.held and not in_room and all(names):
             if all(places.get(leg_id) is _Where.BRIDGE for leg_id in wish.together):
                 return []
             for leg_id in wish.together:
                 self._put(leg_id, _Where.BRIDGE)
-            first, second = wish.together
+            # By name: Bridge alone takes the first channel whose name or id *begins* with what it is given, and the
+            # caller's id is the beginning of the ids of all his other legs.
+            first, second = (name or "" for name in names)
             headers: dict[str, str | list[str]] = {"Channel1": first, "Channel2": second, "Tone": "no"}
             return [Action("Bridge", headers, arranges=wish.call_id)]
         room = f"room-{wish.call_id}"

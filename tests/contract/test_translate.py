@@ -41,6 +41,7 @@ CALL = CallId("ast1-1763763843.12")
 CALLER = LegId("ast1-1763763843.12")
 AGENT = LegId("ast1-1763763843.12-2")
 THIRD = LegId("ast1-1763763843.12-3")
+NAMES = {CALLER: "PJSIP/trunk-00000000", AGENT: "PJSIP/1001-00000001", THIRD: "PJSIP/8001-00000002"}
 
 
 def message(name: str, **headers: str) -> AmiMessage:
@@ -104,7 +105,10 @@ def test_why_a_ringing_leg_ended(cause: str, tech: str, outcome: Outcome) -> Non
 
 @pytest.fixture
 def board() -> Switchboard:
-    return Switchboard(lambda _call, leg, kind: Path("/r") / f"{kind}-{leg}", Path("/p"))
+    board = Switchboard(lambda _call, leg, kind: Path("/r") / f"{kind}-{leg}", Path("/p"))
+    for leg in (CALLER, AGENT, THIRD):
+        board.appeared(message("Newchannel", Uniqueid=leg, Channel=NAMES[leg]))
+    return board
 
 
 def moves(actions: list[Action]) -> list[tuple[str, ...]]:
@@ -124,7 +128,7 @@ def moves(actions: list[Action]) -> list[tuple[str, ...]]:
 
 
 def test_two_meet_on_a_plain_bridge_and_stay_there(board: Switchboard) -> None:
-    assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("bridge", CALLER, AGENT)]
+    assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("bridge", NAMES[CALLER], NAMES[AGENT])]
     assert board.actions(Arrange(CALL, (CALLER, AGENT))) == []
 
 
@@ -154,7 +158,14 @@ def test_a_caller_back_from_the_queue_meets_the_next_agent_on_a_bridge(board: Sw
     board.actions(Arrange(CALL, (AGENT,), (CALLER,)))
     board.forget_leg(AGENT)
     board.actions(Wait(CALLER, Meanwhile.MUSIC))
-    assert moves(board.actions(Arrange(CALL, (CALLER, THIRD)))) == [("bridge", CALLER, THIRD)]
+    assert moves(board.actions(Arrange(CALL, (CALLER, THIRD)))) == [("bridge", NAMES[CALLER], NAMES[THIRD])]
+
+
+def test_without_a_name_the_room_is_safe(board: Switchboard) -> None:
+    """Bridge matches beginnings: the caller's id would also fit his other legs, so ids never go into it."""
+    board.forget_leg(AGENT)
+    room = f"room-{CALL}"
+    assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("go", CALLER, room), ("go", AGENT, room)]
 
 
 def test_after_a_restart_the_board_knows_where_everybody_is(board: Switchboard) -> None:
