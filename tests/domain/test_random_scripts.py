@@ -30,6 +30,7 @@ from callcenter.domain.calls import (
     Now,
     Outcome,
     Phase,
+    Place,
     Role,
     call_id_of,
 )
@@ -146,6 +147,7 @@ class City:
     last_order: float = 0.0
     log: list[str] = field(default_factory=list)
     dead_since: dict[LegId, float] = field(default_factory=dict)
+    lonely_since: dict[CallId, float] = field(default_factory=dict)
     alarms: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -564,8 +566,10 @@ class City:
                     assert leg.answered_at is not None
                     assert leg.outcome is Outcome.JOINED
             assert (call.phase is Phase.TALKING) <= (call.answered_at is not None)
+            assert not any(leg.up and leg.cancelled for leg in call.legs), "a cancel stands"
             times = [step.at for step in call.steps]
             assert times == sorted(times), "steps in order"
+            self.check_company(call)
         for agent in centre.agents.values():
             if agent.state in IN_CALL:
                 assert claimed.get(agent.user_id) == agent.leg_id, f"{agent} is in no call"
@@ -584,6 +588,21 @@ class City:
         if centre.telephony_up:
             for status in centre.queue_status(self.clock()):
                 assert not (status.waiting and status.ready), f"{status}: one waits, one is free"
+
+    def check_company(self, call: Call) -> None:
+        """A caller whom nobody can help, or a party left with nobody, is a matter of a moment."""
+        caller, parties = call.caller_leg, call.parties
+        if not caller.alive:
+            lonely = len(parties) == 1
+        else:
+            fetches = any(leg.role is Role.AGENT for leg in parties)
+            helped = fetches or (parties and caller.place is not Place.HELD)
+            lonely = call.phase is Phase.TALKING and not call.ringing and not helped
+        if not lonely or not self.connected:
+            self.lonely_since.pop(call.call_id, None)
+            return
+        since = self.lonely_since.setdefault(call.call_id, self.now)
+        assert self.now - since <= 5.3, f"nobody cares for {call}"
 
     def check_people(self) -> None:
         """Nobody in silence, nobody held by a dead leg, for more than five seconds."""
