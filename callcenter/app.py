@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import soundfile
 import structlog
 from aiohttp import web
 from sqlalchemy import text
@@ -32,10 +33,10 @@ from callcenter.domain.messages import (
     DirectoryChanged,
     Effect,
     FlowsChanged,
-    HangUp,
     Record,
     SaveAgent,
     SaveCall,
+    ShuttingDown,
     TakeMessage,
 )
 from callcenter.engine import Engine, clock
@@ -78,7 +79,10 @@ class App:
         self.recordings = Recordings(settings.recordings.dir)
         year = datetime.now(UTC).year
         self.engine = Engine(
-            ContactCentre(working_days={**working_days(year), **working_days(year + 1)}),
+            ContactCentre(
+                working_days={**working_days(year), **working_days(year + 1)},
+                prompt_seconds=_prompt_seconds(_prompts(settings)),
+            ),
             perform=self._perform,
         )
         self.journal = Journal(
@@ -197,8 +201,7 @@ class App:
                 ended = asyncio.Event()
                 forget = self.engine.subscribe(lambda _: ended.set())
                 try:
-                    for call in self.engine.calls.values():
-                        self.telephony.perform(HangUp(call.caller_leg.leg_id))
+                    self.engine.post(ShuttingDown())
                     while self.engine.calls:
                         ended.clear()
                         await ended.wait()
@@ -258,7 +261,7 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
         flows = FlowSet.load(
             settings.flows.dir,
             queues={queue.queue_id for queue in content.queues},
-            prompts=_prompt_names(settings),
+            prompts=_prompt_names(_prompts(settings)),
             numbers={number.number for number in content.allowed_numbers},
         )
         progress("Asterisk")
@@ -369,6 +372,7 @@ async def _web(app: App) -> AsyncIterator[None]:
             demo=settings.profile is Profile.DEMO,
         ),
         access_log=None,
+        shutdown_timeout=3,
     )
     await runner.setup()
     try:
@@ -438,9 +442,13 @@ def _prompts(settings: Settings) -> Path:
     return settings.flows.dir / "prompts" / "audio"
 
 
-def _prompt_names(settings: Settings) -> set[str]:
-    root = _prompts(settings)
+def _prompt_names(root: Path) -> set[str]:
     return {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.wav")}
+
+
+def _prompt_seconds(root: Path) -> dict[str, float]:
+    """The prompts' lengths: how long the centre waits before it believes that the end of one was lost."""
+    return {name: soundfile.info(root / f"{name}.wav").duration for name in _prompt_names(root)}
 
 
 def _kept_secret(path: Path) -> str:

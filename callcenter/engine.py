@@ -167,8 +167,6 @@ class Engine:
                 error=type(error).__name__,
                 where="".join(traceback.format_tb(error.__traceback__)),
             )
-            if event is None:
-                return
             effects = self._centre.give_up(event, self._clock())
         self._carry_out(effects)
 

@@ -25,6 +25,7 @@ from callcenter.domain.calls import LegId, Outcome, call_id_of
 from callcenter.domain.messages import (
     ArrangeFailed,
     Event,
+    FellBack,
     LegEnded,
     LegSeen,
     PhoneSeen,
@@ -110,6 +111,7 @@ class Telephony:
         if action.rings is not None:
             self._post(LegEnded(action.rings, Outcome.UNREACHABLE))
         elif action.arranges is not None:
+            self._switchboard.forget_places(action.arranges)
             self._post(ArrangeFailed(action.arranges, str(error)))
 
     def mirror(self, agent: Agent) -> None:
@@ -154,6 +156,8 @@ class Telephony:
                 self._contact(message.get("AOR"), message.get("URI"), message.get("ContactStatus"))
                 return
         event = event_of(message)
+        if isinstance(event, FellBack):
+            self._switchboard.left(LegId(event.call_id))
         if event is not None:
             self._post(event)
 
@@ -243,11 +247,9 @@ class Telephony:
             return LegSeen(leg_id, up=row.get("ChannelStateDesc") == "Up")
         if await self._variable(leg_id, "PARTY") != "caller":
             return None
-        if row.get("Context") == "fallback" and row.get("BridgeId"):
-            return None  # the fallback queue has given him an agent: let them talk
-        return LegSeen(
-            leg_id, up=True, caller=caller_of(row), dialled=await self._variable(leg_id, "DIALLED")
-        )
+        dialled = await self._variable(leg_id, "DIALLED")
+        served = row.get("Context") == "fallback" and bool(row.get("BridgeId"))
+        return LegSeen(leg_id, up=True, caller=caller_of(row), dialled=dialled, served_by_fallback=served)
 
     async def _variable(self, leg_id: LegId, name: str) -> str:
         try:

@@ -151,7 +151,7 @@ class Switchboard:
     def actions(self, effect: CallEffect) -> list[Action]:
         match effect:
             case Play(leg_id, play_id, prompts, then):
-                self._left(leg_id)
+                self.left(leg_id)
                 after = "wait" if then is Meanwhile.MUSIC else "quiet"
                 files = "&".join(self._prompt(name) for name in prompts)
                 return [
@@ -159,10 +159,10 @@ class Switchboard:
                     _go(leg_id, "play"),
                 ]
             case Wait(leg_id, hearing):
-                self._left(leg_id)
+                self.left(leg_id)
                 return [_go(leg_id, "wait" if hearing is Meanwhile.MUSIC else "quiet")]
             case TakeMessage(call, leg_id, seconds):
-                self._left(leg_id)
+                self.left(leg_id)
                 path = self.raw_path(call, leg_id, RecordingKind.MESSAGE)
                 return [
                     _set(leg_id, ("MESSAGE_FILE", str(path)), ("MESSAGE_SECONDS", str(seconds))),
@@ -180,7 +180,7 @@ class Switchboard:
             case Record(call, leg_id):
                 return self._record(call, leg_id)
             case FallBack(leg_id):
-                self._left(leg_id)
+                self.left(leg_id)
                 return [_redirect(leg_id, "fallback", "s")]
             case _:
                 assert_never(effect)
@@ -191,7 +191,7 @@ class Switchboard:
 
     def forget_leg(self, leg_id: LegId) -> None:
         """The leg has ended."""
-        self._left(leg_id)
+        self.left(leg_id)
         self._names.pop(leg_id, None)
 
     def knows(self, leg_id: LegId) -> bool:
@@ -217,7 +217,12 @@ class Switchboard:
     def _put(self, leg_id: LegId, where: _Where) -> None:
         self._places.setdefault(call_id_of(leg_id), {})[leg_id] = where
 
-    def _left(self, leg_id: LegId) -> None:
+    def forget_places(self, call_id: CallId) -> None:
+        """An arrangement failed: nobody of the call is known to be where he was sent."""
+        self._places.pop(call_id, None)
+
+    def left(self, leg_id: LegId) -> None:
+        """The leg is neither in a bridge, nor in a room, nor on hold any more."""
         call_id = call_id_of(leg_id)
         places = self._places.get(call_id, {})
         places.pop(leg_id, None)

@@ -100,6 +100,8 @@ class EndReason(StrEnum):
     """The flow hung up (closed, full, no such number) before anybody answered."""
     FELL_BACK = "fell_back"
     """The engine was away and the dialplan's fallback queue took the call."""
+    SHUT_DOWN = "shut_down"
+    """The centre was switched off before anybody answered."""
     TELEPHONY_LOST = "telephony_lost"
     """The channel was gone when Asterisk came back: killed, restarted, or cut while nobody listened."""
     FAULT = "fault"

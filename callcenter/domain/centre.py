@@ -75,6 +75,7 @@ from callcenter.domain.messages import (
     SetMute,
     SetNotReady,
     SetReady,
+    ShuttingDown,
     TakeMessage,
     Target,
     TargetKind,
@@ -179,6 +180,7 @@ class ContactCentre:
         self._dispositions: frozenset[str] = frozenset()
         self._numbers: frozenset[str] = frozenset()
         self._telephony_up = False
+        self._closing = False
         self._serving: Timer | None = None
         self._now: Now
         self._out: list[Effect] = []
@@ -302,6 +304,17 @@ class ContactCentre:
             phone_reachable=known.phone_reachable,
         )
 
+    def _shut_down(self) -> None:
+        self._closing = True
+        for call in list(self._calls.values()):
+            if call.phase is Phase.ENDED:
+                continue
+            if call.answered_at is None and call.end_reason is None:
+                self._put(replace(call, end_reason=EndReason.SHUT_DOWN))
+            for leg in call.legs:
+                if leg.alive:
+                    self._hang_up(leg.leg_id)
+
     def give_up(self, event: Event | None, now: Now) -> list[Effect]:
         """The centre failed at this event (None: at a deadline): that call alone goes to the dialplan's fallback."""
         self._now = now
@@ -380,6 +393,8 @@ class ContactCentre:
                 self._directory_changed(event)
             case FlowsChanged(flows):
                 self._flows_changed(flows)
+            case ShuttingDown():
+                self._shut_down()
             case ConsoleLost(user_id):
                 self._console_lost(user_id)
             case _:
@@ -387,6 +402,9 @@ class ContactCentre:
 
     def _call_arrived(self, event: CallArrived) -> None:
         if event.call_id in self._calls or event.call_id in self._given_up:
+            return
+        if self._closing:
+            self._out.append(HangUp(LegId(event.call_id)))
             return
         flow = self._by_number.get(event.dialled)
         call = self._new_call(event.call_id, event.caller, event.dialled, flow)
@@ -1271,7 +1289,9 @@ class ContactCentre:
             known = self._calls.get(call_id)
             if call_id in self._given_up or (known is not None and known.leg(leg.leg_id) is not None):
                 continue
-            if leg.leg_id == LegId(call_id):
+            if leg.served_by_fallback:
+                self._given_up.add(call_id)
+            elif leg.leg_id == LegId(call_id):
                 self._adopt(leg, StepKind.ADOPTED)
             else:
                 self._out.append(HangUp(leg.leg_id))
@@ -1287,6 +1307,9 @@ class ContactCentre:
                 if leg.role is Role.CALLER and call.end_reason is None:
                     self._put(replace(self._calls[call.call_id], end_reason=EndReason.TELEPHONY_LOST))
                 self._leg_ended(leg.leg_id, Outcome.UNREACHABLE)
+            elif present is not None and present.served_by_fallback:
+                self._leave_to_fallback(self._calls[call.call_id])
+                return
             elif leg.alive and (leg.cancelled is not None or self._is_leaving(leg)):
                 self._hang_up(leg.leg_id)
             elif leg.state is LegState.RINGING and present is not None and present.up:
@@ -1295,6 +1318,13 @@ class ContactCentre:
         known = self._calls.get(call.call_id)
         if known is not None and not answered:
             self._take_up(known)
+
+    def _leave_to_fallback(self, call: Call) -> None:
+        """Close a record whose caller now talks to somebody the centre did not give him."""
+        for leg in call.others:
+            self._out.append(HangUp(leg.leg_id))
+        self._given_up.add(call.call_id)
+        self._close(call.with_step(self._now, StepKind.FELL_BACK), EndReason.FELL_BACK)
 
     def _adopt(self, leg: LegSeen, how: StepKind) -> None:
         """A caller who came while no engine was there."""

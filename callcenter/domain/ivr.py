@@ -5,7 +5,6 @@ carries out the `Step` it gets back. Nothing here waits, plays or remembers.
 """
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -13,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal, NewType, assert_never
 
-from callcenter.domain.spoken import digits_prompts, minutes_prompts, number_prompts, text_prompts
+from callcenter.domain.spoken import digits_prompts, number_prompts, queue_announcement, text_prompts
 
 NodeId = NewType("NodeId", str)
 
@@ -658,12 +657,9 @@ def _said(node: Say, facts: Facts) -> tuple[str, ...]:
         case SayWhat.TEXT:
             return text_prompts(node.value)
         case SayWhat.POSITION:
-            return (
-                () if facts.position is None else ("words/di", *number_prompts(facts.position), "words/wei")
-            )
+            return queue_announcement(facts.position, None)
         case SayWhat.WAIT:
-            wait = facts.expected_wait_seconds
-            return () if wait is None or not math.isfinite(wait) else minutes_prompts(wait)
+            return queue_announcement(None, facts.expected_wait_seconds)
         case _:
             assert_never(node.what)
 

@@ -90,6 +90,8 @@ class LegSeen:
     up: bool
     caller: str = ""
     dialled: str = ""
+    served_by_fallback: bool = False
+    """The fallback queue has given this caller an agent while no engine was there: they talk, let them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,11 @@ class FlowsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ShuttingDown:
+    """The centre is being switched off: every call is ended, and none is begun any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleLost:
     """The last screen of a user went away and did not come back in time."""
 
@@ -153,6 +160,7 @@ Event = (
     | DirectoryChanged
     | FlowsChanged
     | ConsoleLost
+    | ShuttingDown
 )
 
 # --- requests -----------------------------------------------------------------------------------------------

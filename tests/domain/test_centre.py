@@ -36,6 +36,7 @@ from callcenter.domain.messages import (
     SetMute,
     SetNotReady,
     SetReady,
+    ShuttingDown,
     TakeMessage,
     TelephonyLost,
     Transfer,
@@ -852,3 +853,31 @@ def test_outside_numbers_are_those_of_the_list(house: House) -> None:
     call_id, _ = house.talking()
     effects = house.asks(Transfer(ZHANG.user_id, call_id, outside(NUMBER)))
     assert only(Ring, effects).role is Role.OUTSIDE
+
+
+def test_a_caller_whom_the_fallback_queue_has_served_is_left_to_talk(house: House) -> None:
+    """Waiting when the engine died, given an agent by the dialplan: the record ends there, nobody is cut off."""
+    waiting = house.arrives()
+    stranger = LegId("ast1-5.7")
+    talking = [
+        LegSeen(LegId(waiting), up=True, dialled="96500", served_by_fallback=True),
+        LegSeen(stranger, up=True, dialled="96500", served_by_fallback=True),
+    ]
+    effects = house.restarts(talking)
+    assert not [effect for effect in effects if isinstance(effect, HangUp | Wait | Play)]
+    assert house.saved_calls[waiting].end_reason is EndReason.FELL_BACK
+    assert house.saved_calls[waiting].phase is Phase.ENDED
+    assert stranger not in house.centre.calls
+
+
+def test_switched_off_every_call_ends_with_its_reason_and_none_begins(house: House) -> None:
+    talking, agent = house.talking(ZHANG)
+    waiting = house.arrives()
+    effects = house.handle(ShuttingDown())
+    assert {effect.leg_id for effect in effects if isinstance(effect, HangUp)} == {talking, agent, waiting}
+    for leg in (talking, agent, waiting):
+        house.ends(leg)
+    assert house.saved_calls[talking].end_reason is EndReason.COMPLETED
+    assert house.saved_calls[waiting].end_reason is EndReason.SHUT_DOWN
+    late = house.new_call_id()
+    assert house.handle(CallArrived(late, "1", "96500")) == [HangUp(LegId(late))]

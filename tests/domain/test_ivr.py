@@ -312,8 +312,8 @@ class TestSaying:
             (Say(SayWhat.NUMBER, n("bye"), "12"), ("digits/shi", "digits/2")),
             (Say(SayWhat.DIGITS, n("bye"), "10"), ("digits/yao", "digits/0")),
             (Say(SayWhat.TEXT, n("bye"), "第1位"), ("words/di", "digits/1", "words/wei")),
-            (Say(SayWhat.POSITION, n("bye")), ("words/di", "digits/2", "words/wei")),
-            (Say(SayWhat.WAIT, n("bye")), ("digits/liang", "words/fenzhong")),
+            (Say(SayWhat.POSITION, n("bye")), ("queue/position_2",)),
+            (Say(SayWhat.WAIT, n("bye")), ("queue/wait_2",)),
         ],
     )
     def test_what_is_known_is_said(self, say: Say, prompts: tuple[str, ...]) -> None:
