@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from callcenter.api.ports import Component, Standing
 from callcenter.api.server import build_app
 from callcenter.asterisk.config import Instance, InstanceSettings, Phone, PhoneKind, render
 from callcenter.asterisk.install import ensure_asterisk
-from callcenter.asterisk.process import AsteriskProcess
+from callcenter.asterisk.process import AsteriskProcess, AsteriskStartFailed
 from callcenter.asterisk.telephony import Telephony
 from callcenter.database import Database, DatabaseAway, migrate
 from callcenter.directory.store import Accounts, Directory, DirectoryContent
@@ -53,6 +54,7 @@ Progress = Callable[[str], None]
 DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
 _GOODBYE_SECONDS = 3.0
+_RESTART_SECONDS = 2.0
 _RECORDING_WORKERS = 2
 
 
@@ -191,8 +193,13 @@ class App:
             status = await self.asterisk.wait()
             log.error("asterisk ended", status=status)
             self.asterisk = AsteriskProcess(self.asterisk.instance)
-            await self.asterisk.start()
-            log.info("asterisk started again", pid=self.asterisk.pid)
+            try:
+                await self.asterisk.start()
+            except AsteriskStartFailed as error:
+                log.error("asterisk does not start", reason=str(error))  # noqa: TRY400  # the sentence says it all
+                await asyncio.sleep(_RESTART_SECONDS)
+            else:
+                log.info("asterisk started again", pid=self.asterisk.pid)
 
     async def say_goodbye(self) -> None:
         """End every call and see its record written before the telephony goes."""
@@ -202,6 +209,8 @@ class App:
                 forget = self.engine.subscribe(lambda _: ended.set())
                 try:
                     self.engine.post(ShuttingDown())
+                    while self.engine.waiting_events:
+                        await asyncio.sleep(0)
                     while self.engine.calls:
                         ended.clear()
                         await ended.wait()
@@ -254,26 +263,41 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
     """
     for directory in (settings.data_dir, settings.recordings.dir):
         directory.mkdir(parents=True, exist_ok=True)
-    progress("数据库 / database")
-    await migrate(settings.database_url, progress=progress)
-    async with Database.connect(settings.database_url) as database:
-        content = await _content(settings, database)
-        flows = FlowSet.load(
-            settings.flows.dir,
-            queues={queue.queue_id for queue in content.queues},
-            prompts=_prompt_names(_prompts(settings)),
-            numbers={number.number for number in content.allowed_numbers},
-        )
-        progress("Asterisk")
-        instance = await _instance(settings, database, content, flows)
-        app = App(settings, database, instance, flows)
-        if app.asterisk.pid is None:
-            await app.asterisk.start()
-        try:
-            async with _tasks(app, progress):
-                yield app
-        finally:
-            await app.asterisk.stop()
+    with _listen(settings.http.bind, settings.http.port) as listening:
+        progress("数据库 / database")
+        await migrate(settings.database_url, progress=progress)
+        async with Database.connect(settings.database_url) as database:
+            content = await _content(settings, database)
+            flows = FlowSet.load(
+                settings.flows.dir,
+                queues={queue.queue_id for queue in content.queues},
+                prompts=_prompt_names(_prompts(settings)),
+                numbers={number.number for number in content.allowed_numbers},
+            )
+            progress("Asterisk")
+            instance = await _instance(settings, database, content, flows)
+            app = App(settings, database, instance, flows)
+            if app.asterisk.pid is None:
+                await app.asterisk.start()
+            try:
+                async with _tasks(app, listening, progress):
+                    yield app
+            finally:
+                await app.asterisk.stop()
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """The web server's socket, taken before anything is started; asyncio closes it with the server."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=128)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise CannotStart(
+            f"端口 {port} 已被占用，请停掉占用它的程序或更改 http.port / port {port} is in use: stop the program "
+            "that has it, or set http.port (CALLCENTER_HTTP__PORT)."
+        ) from error
 
 
 async def _content(settings: Settings, database: Database) -> DirectoryContent:
@@ -327,7 +351,7 @@ async def _instance(
 
 
 @contextlib.asynccontextmanager
-async def _tasks(app: App, progress: Progress) -> AsyncIterator[None]:
+async def _tasks(app: App, listening: socket.socket, progress: Progress) -> AsyncIterator[None]:
     """The engine, its adapters and the web server, in one group with one owner."""
     await app.take_up()
     async with asyncio.TaskGroup() as group:
@@ -345,7 +369,7 @@ async def _tasks(app: App, progress: Progress) -> AsyncIterator[None]:
         ]
         progress("网页与接口 / web and API")
         try:
-            async with _web(app):
+            async with _web(app, listening):
                 yield
         finally:
             await app.say_goodbye()
@@ -356,7 +380,7 @@ async def _tasks(app: App, progress: Progress) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _web(app: App) -> AsyncIterator[None]:
+async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
     settings = app.settings
     runner = web.AppRunner(
         build_app(
@@ -376,15 +400,7 @@ async def _web(app: App) -> AsyncIterator[None]:
     )
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, settings.http.bind, settings.http.port).start()
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise CannotStart(
-                f"端口 {settings.http.port} 已被占用，请停掉占用它的程序或更改 http.port / port {settings.http.port} "
-                "is in use: stop the program that has it, or set http.port (CALLCENTER_HTTP__PORT)."
-            ) from error
+        await web.SockSite(runner, listening).start()
         yield
     finally:
         await runner.cleanup()

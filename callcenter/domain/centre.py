@@ -403,13 +403,13 @@ class ContactCentre:
     def _call_arrived(self, event: CallArrived) -> None:
         if event.call_id in self._calls or event.call_id in self._given_up:
             return
-        if self._closing:
-            self._out.append(HangUp(LegId(event.call_id)))
-            return
         flow = self._by_number.get(event.dialled)
         call = self._new_call(event.call_id, event.caller, event.dialled, flow)
         call = self._put(call.with_step(self._now, StepKind.ARRIVED, detail=event.dialled))
-        if flow is None:
+        if self._closing:
+            self._put(replace(call, end_reason=EndReason.SHUT_DOWN))
+            self._hang_up(call.caller_leg.leg_id)
+        elif flow is None:
             self._out.append(Alarm("no_flow", {"dialled": event.dialled}))
             self._say_then_hang_up(call, "no_such_number")
         else:

@@ -881,3 +881,5 @@ def test_switched_off_every_call_ends_with_its_reason_and_none_begins(house: Hou
     assert house.saved_calls[waiting].end_reason is EndReason.SHUT_DOWN
     late = house.new_call_id()
     assert house.handle(CallArrived(late, "1", "96500")) == [HangUp(LegId(late))]
+    house.ends(LegId(late))
+    assert house.saved_calls[late].end_reason is EndReason.SHUT_DOWN

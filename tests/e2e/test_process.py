@@ -1,5 +1,6 @@
 """The program as a process: starts, says what is wrong in one line, stops and leaves nothing running."""
 
+import asyncio
 import json
 import os
 import socket
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import House, dial, until
+from callcenter.phone.measure import tone
+from tests.e2e.house import TONES, House, dial, prepared, until, until_hears
+
+pytest_plugins = ["tests.database_fixture"]
 
 
 @pytest.fixture
@@ -19,22 +23,22 @@ async def test_it_starts_takes_a_call_stops_and_starts_again(own_house: House) -
     """Second start within 10 s; Ctrl-C in the middle of a call ends everything, and the record is closed."""
     house = own_house
     try:
-        house.start()
+        await asyncio.to_thread(house.start)
         asterisk = _asterisk_pid(house)
         async with house.caller() as citizen:
             call = await dial(citizen)
-            status = house.stop()
+            status = await asyncio.to_thread(house.stop)
             assert status == 0
             await call.ended.wait(5)
         assert not _lives(asterisk)
-        assert house.start() <= 10
+        assert await asyncio.to_thread(house.start) <= 10
         async with house.rest("admin") as admin:
             records = await admin.get("/api/v1/call-records?limit=10")
             assert [call["phase"] for call in records["calls"]] == ["ended"]
             health = await admin.get("/healthz")
             assert health["standing"] == "ok"
         asterisk = _asterisk_pid(house)
-        assert house.stop() == 0
+        assert await asyncio.to_thread(house.stop) == 0
         assert not _lives(asterisk)
     finally:
         house.close()
@@ -76,11 +80,78 @@ def test_a_port_in_use_is_one_clear_line(own_house: House, setting: str, kind: s
         house.close()
 
 
+async def test_a_wrong_ami_secret_is_one_clear_line(own_house: House) -> None:
+    """An Asterisk that goes on running with another secret: the engine says so and does not start."""
+    house = own_house
+    try:
+        await asyncio.to_thread(house.start)
+        await asyncio.to_thread(house.kill)
+        (house.data / "ami.secret").write_text("a-secret-that-asterisk-does-not-know")
+        ended = await asyncio.to_thread(house.command, "run")
+        assert ended.returncode != 0
+        complaint = ended.stderr.strip().splitlines()
+        assert len(complaint) == 1, ended.stderr
+        assert "secret" in complaint[0]
+    finally:
+        house.close()
+
+
+async def test_without_an_engine_callers_are_answered_by_the_fallback_queue(own_house: House) -> None:
+    """Who was ready is rung by the dialplan itself; the engine on its return leaves them talking."""
+    house = own_house
+    try:
+        await asyncio.to_thread(prepared, house, offer_seconds=3, wrap_up_seconds=2)
+        await asyncio.to_thread(house.start)
+        async with house.phone("1001") as handset, house.caller("13900000021") as citizen:
+            async with house.rest("agent1") as rest:
+                await until(lambda: rest.get("/api/v1/me"), lambda me: me["agent"]["phone_reachable"])
+                await rest.put("/api/v1/me/state", {"state": "ready"})
+            await asyncio.to_thread(house.kill)
+            call = await dial(citizen, seconds=10)
+            desk = await handset.next_call(20)
+            await desk.answer()
+            desk.play(tone(TONES["agent"], 1), loop=True)
+            await until_hears(call, "agent")
+            await until_hears(desk, "caller")
+            await asyncio.to_thread(house.start)
+            await until_hears(call, "agent")
+            await call.hang_up()
+            await desk.ended.wait(5)
+    finally:
+        house.close()
+
+
+async def test_the_whole_job_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """The same call, the same ticket, on the bigger database."""
+    house = House(tmp_path / "h", database_url=postgres_url)
+    try:
+        await asyncio.to_thread(prepared, house, offer_seconds=3, wrap_up_seconds=1)
+        await asyncio.to_thread(house.start)
+        async with house.person("agent1", "1001") as agent, house.caller() as citizen:
+            call = await dial(citizen)
+            desk = await agent.answers()
+            call_id = await agent.call_id()
+            await until_hears(call, "agent")
+            seen = await until(lambda: agent.call(call_id), lambda c: c["ticket_number"] is not None)
+            await agent.does("wrap-up", call_id, disposition="answered", more_time=True)
+            await agent.does("hangup", call_id, to_rating=False)
+            await desk.ended.wait(5)
+            ticket = await until(
+                lambda: agent.rest.get(f"/api/v1/tickets/{seen['ticket_number']}"),
+                lambda t: t["status"] == "accepted" and len(t["recordings"]) == 3,
+            )
+            assert ticket["disposition"] == "answered"
+            await agent.until_state("ready")
+        assert await asyncio.to_thread(house.stop) == 0
+    finally:
+        house.close()
+
+
 async def test_the_engine_is_killed_and_takes_up_the_calls_that_were_going_on(own_house: House) -> None:
     """kill -9 while one citizen talks and one waits: nobody is cut off, the order stays, the records are complete."""
     house = own_house
     try:
-        house.start()
+        await asyncio.to_thread(house.start)
         async with (
             house.person("agent1", "1001") as agent,
             house.caller("13900000011") as first,
@@ -95,8 +166,8 @@ async def test_the_engine_is_killed_and_takes_up_the_calls_that_were_going_on(ow
                 lambda q: next(e for e in q["queues"] if e["queue_id"] == "hotline")["waiting"] == 1,
             )
             await until(lambda: _stored(house, agent), lambda seen: seen >= 2)
-            house.kill()
-            house.start()
+            await asyncio.to_thread(house.kill)
+            await asyncio.to_thread(house.start)
             assert not talking.ended.is_set()
             assert not desk.ended.is_set()
             assert not waiting.ended.is_set()
@@ -124,13 +195,13 @@ async def test_logs_never_hold_a_whole_callers_number(own_house: House) -> None:
     house = own_house
     house.environment["CALLCENTER_LOG__LEVEL"] = "debug"
     try:
-        house.start()
+        await asyncio.to_thread(house.start)
         async with house.person("agent1", "1001") as agent, house.caller("13912345678") as citizen:
             call = await dial(citizen)
             desk = await agent.answers()
             await call.hang_up()
             await desk.ended.wait(5)
-        house.stop()
+        await asyncio.to_thread(house.stop)
         assert "13912345678" not in house.said()
         for line in house.said().splitlines():
             if line.startswith("{"):
@@ -163,5 +234,30 @@ def test_production_refuses_demo_passwords(own_house: House) -> None:
         assert ended.returncode != 0
         assert "password" in ended.stderr
         assert os.linesep not in ended.stderr.strip()
+    finally:
+        house.close()
+
+
+async def test_asterisk_is_killed_and_comes_back(own_house: House) -> None:
+    """The calls it had are closed with that reason, agents are back, and the next call goes through."""
+    house = own_house
+    try:
+        await asyncio.to_thread(prepared, house, offer_seconds=3, wrap_up_seconds=1)
+        await asyncio.to_thread(house.start)
+        async with house.person("agent1", "1001") as agent, house.caller("13900000031") as citizen:
+            await dial(citizen)
+            await agent.answers()
+            call_id = await agent.call_id()
+            os.kill(_asterisk_pid(house), 9)
+            ended = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "ended", seconds=20)
+            assert ended["end_reason"] == "telephony_lost"
+            async with house.rest() as nobody:
+                await until(lambda: nobody.get("/healthz"), lambda h: h["standing"] == "ok", seconds=20)
+        async with house.person("agent1", "1001") as agent, house.caller("13900000032") as citizen:
+            call = await dial(citizen)
+            desk = await agent.answers()
+            await until_hears(call, "agent")
+            await call.hang_up()
+            await desk.ended.wait(5)
     finally:
         house.close()
