@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
-from typer.main import get_command, get_group
+from typer.main import get_command
 
 from callcenter.domain.agents import UserRole
 from callcenter.domain.calls import UserId
@@ -43,11 +43,17 @@ if TYPE_CHECKING:
 
     from callcenter.directory.store import Directory, DirectoryContent
     from callcenter.flows_cli import Site
+    from callcenter.probe import RunningSite
 
 Answer = TypeVar("Answer")
 
 _SHORTEST_PASSWORD = 8
-_PARTS = {"flows": "callcenter.flows_cli", "prompts": "callcenter.speech.prompts_cli"}
+_PARTS = {
+    "demo": "callcenter.demo.cli",
+    "flows": "callcenter.flows_cli",
+    "probe": "callcenter.probe",
+    "prompts": "callcenter.speech.prompts_cli",
+}
 """Command -> the module whose `app` it is."""
 
 
@@ -59,7 +65,7 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: "Context", cmd_name: str) -> "Command | None":
         if cmd_name in _PARTS and cmd_name not in self.commands:
-            part = get_group(importlib.import_module(_PARTS[cmd_name]).app)
+            part = get_command(importlib.import_module(_PARTS[cmd_name]).app)
             part.name = cmd_name
             self.add_command(part)
         return super().get_command(ctx, cmd_name)
@@ -148,6 +154,26 @@ def options(
     context.obj = _Given(config=config)
     if context.invoked_subcommand == "flows" and "--help" not in sys.argv:
         context.obj = _flow_site(load_settings(config))
+    if context.invoked_subcommand in ("demo", "probe") and "--help" not in sys.argv:
+        context.obj = _running_site(load_settings(config))
+
+
+def _running_site(settings: Settings) -> "RunningSite":
+    from callcenter.probe import RunningSite
+
+    return RunningSite(
+        url=f"http://{_reachable(settings.http.bind)}:{settings.http.port}",
+        sip=f"{_reachable(settings.sip.bind)}:{settings.sip.port}",
+        prompts=settings.flows.dir / "prompts" / "audio",
+        flows=settings.flows.dir,
+        database_url=settings.database_url,
+        demo=settings.profile is Profile.DEMO,
+    )
+
+
+def _reachable(bind: str) -> str:
+    """An address under which what listens on `bind` can be called from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, bind)  # noqa: S104 - nothing is bound here
 
 
 def _config(context: typer.Context) -> Path | None:
