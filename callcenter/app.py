@@ -209,8 +209,7 @@ class App:
                 forget = self.engine.subscribe(lambda _: ended.set())
                 try:
                     self.engine.post(ShuttingDown())
-                    while self.engine.waiting_events:
-                        await asyncio.sleep(0)
+                    await self.engine.settle()
                     while self.engine.calls:
                         ended.clear()
                         await ended.wait()

@@ -35,7 +35,8 @@ def clock() -> Now:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    request: Request
+    request: Request | None
+    """None: only to hear when everything before it has been done."""
     done: asyncio.Future[None]
 
 
@@ -64,10 +65,17 @@ class Engine:
 
     async def ask(self, request: Request) -> None:
         """Do what a user asks; raises Refused, and then nothing has changed."""
+        await self._queue(request)
+
+    async def settle(self) -> None:
+        """Wait until everything posted so far has been dealt with."""
+        await self._queue(None)
+
+    def _queue(self, request: Request | None) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.append(_Asked(request, done))
         self._wake.set()
-        await done
+        return done
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` after each change, synchronously; it must neither block nor raise. Returns the way out."""
@@ -148,7 +156,7 @@ class Engine:
         if asked.done.done():
             return  # the asker has gone away
         try:
-            effects = self._centre.ask(asked.request, self._clock())
+            effects = self._centre.ask(asked.request, self._clock()) if asked.request else []
         # The asker gets whatever it raises, a Refused above all; the loop goes on.
         except Exception as error:  # noqa: BLE001  # see above
             asked.done.set_exception(error)
