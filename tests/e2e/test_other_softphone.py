@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,37 @@ import pytest
 from numpy.typing import NDArray
 
 from callcenter.phone.measure import correlation, read_wav, tone, write_wav
-from tests.e2e.house import ROOT, TONES, House, until
+from tests.e2e.house import ROOT, TONES, House, Rest, prepared, standing, until
 
-GREETING = "welcome_12345.wav"
-MODULES = next(
-    iter([*Path("/usr/lib").glob("baresip/modules"), *Path("/usr/lib").glob("*/baresip/modules")]), None
-)
+STORY = ["arrived", "greeted", "queued", "offered", "answered", "invited", "consulted", "joined", "ended"]
 END_SECONDS = 5
+BARESIP_MISSING = "baresip is missing; install the Debian package baresip-core."
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house of its own, whose prompts are as long as a newcomer hears them."""
+    house = House(tmp_path_factory.mktemp("house"), short_prompts=False)
+    prepared(house, offer_seconds=10, wrap_up_seconds=2)
+    yield from standing(house)
 
 
 @pytest.mark.parametrize(
     ("readme", "transport"),
     [("README.md", "udp"), ("README.zh-CN.md", "tcp")],
-    ids=["english-udp", "中文-tcp"],
+    ids=["english-udp", "chinese-tcp"],
 )
 async def test_the_first_call_as_the_readme_tells_it(
     clean_house: House, tmp_path: Path, readme: str, transport: str
 ) -> None:
     """Its commands are run as they are written there, in one shell; only the addresses are this house's."""
     house = clean_house
+    greeting, _ = read_wav(house.flows / "prompts" / "audio" / "welcome_12345.wav")
     telephones, ready, invite, merge, ticket = _commands(house, readme)
     async with contextlib.AsyncExitStack() as stack:
         shell = await stack.enter_async_context(_shell(house))
         me = await stack.enter_async_context(house.rest("agent1"))
         expert = await stack.enter_async_context(house.rest("spec1"))
-        greeting = stack.enter_context(_whole_greeting(house))
         secrets = {
             row.split()[0]: row.split()[-1]
             for row in (await shell(telephones)).splitlines()
@@ -63,6 +69,7 @@ async def test_the_first_call_as_the_readme_tells_it(
         # the greeting, then a person
         citizen.types(f"/dial sip:12345@127.0.0.1:{house.sip};transport={transport}")
         await until(_me(me), lambda agent: agent["state"] == "talking", seconds=20)
+        assert len(citizen.heard()) > 0.9 * len(greeting)
         assert correlation(greeting, citizen.heard())[0] > 0.95
         await citizen.until_hears("agent")
         await agent.until_hears("caller")
@@ -83,18 +90,10 @@ async def test_the_first_call_as_the_readme_tells_it(
         seen, files = await until(
             lambda: _ticket(shell, ticket), lambda seen: len(seen[0]["recordings"]) == 4
         )
+        assert seen["call_id"] == (await shell("echo $call")).strip()
         assert (seen["status"], seen["caller"], seen["line"]) == ("accepted", "13800001234", "12345")
         steps = [step["kind"] for step in seen["call"]["steps"]]
-        assert [
-            kind for kind in ("greeted", "queued", "answered", "invited", "joined", "ended") if kind in steps
-        ] == [
-            "greeted",
-            "queued",
-            "answered",
-            "invited",
-            "joined",
-            "ended",
-        ]
+        assert [kind for kind in steps if kind in STORY] == STORY
         assert {recording["name"] for recording in seen["recordings"]} <= set(files.split())
         for recording in seen["recordings"]:
             status, _, sound = await me.raw(recording["href"])
@@ -155,24 +154,12 @@ async def _ticket(shell: _Shell, commands: str) -> tuple[dict[str, Any], str]:
     return seen, said[end:]
 
 
-def _me(rest: Any) -> Any:
-    async def look() -> Any:
-        return (await rest.get("/api/v1/me"))["agent"]
+def _me(rest: Rest) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def look() -> dict[str, Any]:
+        agent: dict[str, Any] = (await rest.get("/api/v1/me"))["agent"]
+        return agent
 
     return look
-
-
-@contextlib.contextmanager
-def _whole_greeting(house: House) -> Iterator[NDArray[np.int16]]:
-    """The house has its prompts cut short; this call hears the greeting as it is shipped."""
-    short = house.flows / "prompts" / "audio" / GREETING
-    kept = short.read_bytes()
-    whole = ROOT / "ivr_flows" / "prompts" / "audio" / GREETING
-    shutil.copyfile(whole, short)
-    try:
-        yield read_wav(whole)[0]
-    finally:
-        short.write_bytes(kept)
 
 
 # --- baresip --------------------------------------------------------------------------------------------------
@@ -191,8 +178,8 @@ class _Softphone:
 
     def heard(self) -> NDArray[np.int16]:
         """All so far; the header of a WAV that is still being written does not count its samples yet."""
-        files = sorted(self._directory.glob("*-dec.wav"))
-        sound = files[-1].read_bytes()[44:] if files else b""
+        written = next(self._directory.glob("*-dec.wav"), None)
+        sound = written.read_bytes()[44:] if written is not None else b""
         return np.frombuffer(sound[: len(sound) // 2 * 2], dtype="<i2")
 
     async def until_hears(self, *who: str, seconds: float = 8) -> None:
@@ -218,7 +205,9 @@ async def _softphone(
 ) -> AsyncIterator[_Softphone]:
     """A baresip of its own; with a secret it registers and answers by itself, without one it only dials."""
     program = shutil.which("baresip")
-    assert program and MODULES, "baresip is missing; install the Debian package baresip-core."
+    modules = next(Path("/usr/lib").glob("**/baresip/modules"), None)
+    assert program is not None, BARESIP_MISSING
+    assert modules is not None, BARESIP_MISSING
     directory = root / name
     directory.mkdir()
     write_wav(directory / "says.wav", tone(TONES[name], 60))
@@ -236,13 +225,13 @@ audio_player aubridge,none
 audio_alert aubridge,none
 snd_path {directory}
 statmode_default off
-module_path {MODULES}
+module_path {modules}
 module stdio.so
 module g711.so
 module sndfile.so
 module aufile.so
 module aubridge.so
-module_tmp account.so
+module_app account.so
 module_app menu.so
 """)
     with (directory / "log").open("wb") as log:
