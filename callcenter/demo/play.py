@@ -166,6 +166,8 @@ class Person:
         self.user = user
         self.idle = asyncio.Event()
         self.idle.set()
+        self.expects: Track | None = None
+        """Whose call a specialist is being asked into; his phone shows the line, not the caller."""
         self.phone: Phone
         self._session = session
         self._token = ""
@@ -605,7 +607,7 @@ class Play:
             self.tally.turns["nobody to invite"] += 1
             return False
         specialist = self._free_specialists.pop(0)
-        track.specialist = None
+        track.specialist, specialist.expects = None, track
         try:
             if not await self._asks(
                 agent,
@@ -619,6 +621,7 @@ class Play:
                 return False
             return await self._consult(agent, specialist, call, citizen, track, call_id)
         finally:
+            specialist.expects = None
             self._free_specialists.append(specialist)
 
     async def _consult(
@@ -691,7 +694,7 @@ class Play:
                     specialist.idle.set()
 
     async def _advise(self, specialist: Person, call: Call) -> None:
-        track = self.tracks.get(call.caller.user)
+        track = specialist.expects
         rejects = track is not None and track.plan.specialist_rejects
         with contextlib.suppress(SipRefused):  # the agent or the caller was quicker
             if not await _first(call.ended, seconds=track.plan.specialist_pick_up if track else 1.0):
@@ -781,6 +784,8 @@ class Play:
             track.fail(trouble)
 
     async def _must_end(self, track: Track, call: Call) -> None:
+        if track.specialist is not None and track.living is None:
+            await call.hang_up()  # the caller has gone; what the two still have to say is theirs to end
         if not await _first(call.ended, seconds=_AFTER_SECONDS if track.stage is Stage.TALKING else 5.0):
             track.fail("an agent's phone was still in a call that was over")
             await call.hang_up()
