@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,52 @@ async def dial(
     if sound is not None:
         call.play(tone(TONES[sound], 1), loop=True)
     return call
+
+
+@dataclass
+class Talk:
+    """A citizen and an agent in conversation, and a specialist at his phone if one was asked for."""
+
+    agent: Person
+    call: Call
+    desk: Call
+    call_id: str
+    at_department: Person | None = None
+
+    @property
+    def specialist(self) -> Person:
+        assert self.at_department is not None
+        return self.at_department
+
+    async def does(self, command: str, **body: object) -> Any:
+        """The agent asks for something on this call."""
+        return await self.agent.does(command, self.call_id, **body)
+
+    async def seen(self) -> dict[str, Any]:
+        return await self.agent.call(self.call_id)
+
+    async def until(self, wish: Callable[[dict[str, Any]], bool], *, seconds: float = 10) -> dict[str, Any]:
+        seen: dict[str, Any] = await until(self.seen, wish, seconds=seconds)
+        return seen
+
+
+@contextlib.asynccontextmanager
+async def talking(
+    house: House, *, specialist: bool = False, number: str = "12345", caller: str = "13800001234"
+) -> AsyncIterator[Talk]:
+    """agent1 has answered; afterwards whoever is still on the line hangs up."""
+    async with AsyncExitStack() as stack:
+        agent = await stack.enter_async_context(house.person("agent1", "1001"))
+        department = None
+        if specialist:
+            department = await stack.enter_async_context(house.person("spec1", "8001", ready=False))
+        citizen = await stack.enter_async_context(house.caller(caller))
+        call = await dial(citizen, number)
+        desk = await agent.answers()
+        yield Talk(agent, call, desk, await agent.call_id(), department)
+        for party in (call, desk):
+            if not party.ended.is_set():
+                await party.hang_up()
 
 
 async def until(look: Callable[[], Any], wish: Callable[[Any], bool], *, seconds: float = 10) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.house import House, ProblemError, dial, until, until_hears
+from tests.e2e.house import House, ProblemError, Talk, dial, talking, until_hears
 
 
 async def test_a_missed_offer_goes_to_the_next_agent(clean_house: House) -> None:
@@ -87,17 +87,14 @@ async def test_the_most_skilled_agent_is_first(clean_house: House) -> None:
 
 
 async def test_not_ready_asked_during_a_call_comes_after_it(clean_house: House) -> None:
-    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
-        directory = await agent.rest.get("/api/v1/directory")
+    async with talking(clean_house) as talk:
+        directory = await talk.agent.rest.get("/api/v1/directory")
         reason = directory["not_ready_reasons"][0]["code"]
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        await agent.set("not_ready", reason)
-        assert await agent.state() == "talking"
-        await call.hang_up()
-        await at_desk.ended.wait(5)
-        await agent.until_state("wrap_up")
-        me = await agent.until_state("not_ready")
+        await talk.agent.set("not_ready", reason)
+        assert await talk.agent.state() == "talking"
+        await talk.call.hang_up()
+        await talk.agent.until_state("wrap_up")
+        me = await talk.agent.until_state("not_ready")
         assert me["agent"]["reason"] == reason
 
 
@@ -110,74 +107,54 @@ async def test_an_unknown_reason_is_refused(clean_house: House) -> None:
 
 
 async def test_hold_and_resume_and_two_commands_that_contradict(clean_house: House) -> None:
-    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await until_hears(call, "agent")
-        await agent.does("hold", call_id)
-        await until_hears(call)
-        assert await agent.state() == "held"
-        with pytest.raises(ProblemError) as refused:
-            await agent.does("hold", call_id)
-        assert refused.value.reason == "already_held"
-        await agent.does("resume", call_id)
-        await until_hears(call, "agent")
-        await until_hears(at_desk, "caller")
-        with pytest.raises(ProblemError) as refused:
-            await agent.does("resume", call_id)
-        assert refused.value.reason == "not_held"
-        await agent.does("hangup", call_id, to_rating=False)
-        await call.ended.wait(5)
-        with pytest.raises(ProblemError) as refused:
-            await agent.does("hold", call_id)
-        assert refused.value.reason in {"call_ended", "no_such_call"}
+    async with talking(clean_house) as talk:
+        await until_hears(talk.call, "agent")
+        await talk.does("hold")
+        await until_hears(talk.call)
+        assert await talk.agent.state() == "held"
+        assert await _refused(talk, "hold") == "already_held"
+        await talk.does("resume")
+        await until_hears(talk.call, "agent")
+        await until_hears(talk.desk, "caller")
+        assert await _refused(talk, "resume") == "not_held"
+        await talk.does("hangup", to_rating=False)
+        await talk.call.ended.wait(5)
+        assert await _refused(talk, "hold") in {"call_ended", "no_such_call"}
+
+
+async def _refused(talk: Talk, command: str, **body: object) -> str:
+    with pytest.raises(ProblemError) as refused:
+        await talk.does(command, **body)
+    return refused.value.reason
 
 
 async def test_a_colleague_cannot_touch_the_call(clean_house: House) -> None:
     async with (
-        clean_house.person("agent1", "1001") as agent,
+        talking(clean_house) as talk,
         clean_house.person("agent2", "1002", ready=False) as stranger,
-        clean_house.caller() as citizen,
     ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
         with pytest.raises(ProblemError) as refused:
-            await stranger.does("hangup", call_id)
+            await stranger.does("hangup", talk.call_id)
         assert refused.value.reason in {"not_your_call", "no_such_call"}
-        await until_hears(call, "agent")
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+        await until_hears(talk.call, "agent")
 
 
 async def test_muting_oneself(clean_house: House) -> None:
-    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await until_hears(call, "agent")
-        await agent.does("mute", call_id, on=True)
-        await until_hears(call)
-        await until_hears(at_desk, "caller")
-        await agent.does("mute", call_id, on=False)
-        await until_hears(call, "agent")
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+    async with talking(clean_house) as talk:
+        await until_hears(talk.call, "agent")
+        await talk.does("mute", on=True)
+        await until_hears(talk.call)
+        await until_hears(talk.desk, "caller")
+        await talk.does("mute", on=False)
+        await until_hears(talk.call, "agent")
 
 
 async def test_wrap_up_is_timed_and_ends_with_the_disposition(clean_house: House) -> None:
-    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await call.hang_up()
-        await at_desk.ended.wait(5)
-        await agent.until_state("wrap_up")
-        with pytest.raises(ProblemError) as refused:
-            await agent.does("wrap-up", call_id, disposition="no such disposition")
-        assert refused.value.reason == "unknown_disposition"
-        await agent.does("wrap-up", call_id, disposition="answered", note="")
-        await agent.until_state("ready", seconds=1)
-        seen = await until(lambda: agent.call(call_id), lambda c: c["disposition"] is not None)
-        assert seen["disposition"] == "answered"
+    async with talking(clean_house) as talk:
+        await talk.call.hang_up()
+        me = await talk.agent.until_state("wrap_up")
+        assert me["agent"]["wrap_up_ends_at"] is not None
+        assert await _refused(talk, "wrap-up", disposition="no such disposition") == "unknown_disposition"
+        await talk.does("wrap-up", disposition="answered", note="")
+        await talk.agent.until_state("ready", seconds=1)
+        assert (await talk.until(lambda call: call["disposition"] is not None))["disposition"] == "answered"

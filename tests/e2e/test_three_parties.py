@@ -2,45 +2,37 @@
 
 import pytest
 
-from tests.e2e.house import House, Person, ProblemError, dial, until, until_hears
+from tests.e2e.house import House, Person, ProblemError, dial, talking, until, until_hears
 
 
 async def test_privately_first_then_together_then_the_other_two(clean_house: House) -> None:
     """Music for the caller meanwhile, everybody hears the other two, the agent leaves and the talk goes on."""
-    house = clean_house
-    async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller() as citizen,
-    ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await until_hears(call, "agent")
+    async with talking(clean_house, specialist=True) as talk:
+        await until_hears(talk.call, "agent")
 
-        await agent.does("invite", call_id, user="spec1")
-        at_department = await specialist.answers("specialist")
-        await until_hears(at_desk, "specialist")
-        await until_hears(at_department, "agent")
-        await until_hears(call)  # music, and neither of the two
+        await talk.does("invite", user="spec1")
+        third = await talk.specialist.answers("specialist")
+        await until_hears(talk.desk, "specialist")
+        await until_hears(third, "agent")
+        await until_hears(talk.call)  # music, and neither of the two
 
-        await agent.does("merge", call_id)
-        await until_hears(call, "agent", "specialist")
-        await until_hears(at_desk, "caller", "specialist")
-        await until_hears(at_department, "caller", "agent")
+        await talk.does("merge")
+        await until_hears(talk.call, "agent", "specialist")
+        await until_hears(talk.desk, "caller", "specialist")
+        await until_hears(third, "caller", "agent")
 
-        await agent.does("leave", call_id)
-        await at_desk.ended.wait(5)
-        await until_hears(call, "specialist")
-        await until_hears(at_department, "caller")
-        await agent.until_state("wrap_up")
+        await talk.does("leave")
+        await talk.desk.ended.wait(5)
+        await until_hears(talk.call, "specialist")
+        await until_hears(third, "caller")
+        await talk.agent.until_state("wrap_up")
 
-        await at_department.hang_up()
-        await call.hang_up()
-        ended = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "ended")
-        third = ended["legs"][2]
-        assert (third["role"], third["outcome"], third["user_id"]) == ("specialist", "joined", "spec1")
-        assert third["joined_at"] is not None
+        await third.hang_up()
+        await talk.call.hang_up()
+        ended = await talk.until(lambda call: call["phase"] == "ended")
+        leg = ended["legs"][2]
+        assert (leg["role"], leg["outcome"], leg["user_id"]) == ("specialist", "joined", "spec1")
+        assert leg["joined_at"] is not None
         kinds = [step["kind"] for step in ended["steps"]]
         for kind in ("invited", "held", "consulted", "joined", "left", "ended"):
             assert kind in kinds
@@ -49,26 +41,20 @@ async def test_privately_first_then_together_then_the_other_two(clean_house: Hou
 
 async def test_a_specialist_is_found_by_skill_and_the_next_one_is_tried(clean_house: House) -> None:
     """The first declines; the second, with the same skill, is rung by itself."""
-    house = clean_house
     async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as first,
-        house.person("spec2", "8002", ready=False) as second,
-        house.caller() as citizen,
+        talking(clean_house, specialist=True) as talk,
+        clean_house.person("spec2", "8002", ready=False) as second,
     ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, skill="enterprise")
-        one, other = await _whoever_rings(first, second)
+        await talk.does("invite", skill="enterprise")
+        one, other = await _whoever_rings(talk.specialist, second)
         await (await one.phone.next_call(10)).reject(603)
-        at_department = await other.answers("specialist")
-        await until_hears(at_desk, "specialist")
-        await agent.does("merge", call_id)
-        await until_hears(call, "agent", "specialist")
-        await agent.does("hangup", call_id, to_rating=False)
-        await at_department.ended.wait(5)
-        outcomes = [leg["outcome"] for leg in (await agent.call(call_id))["legs"][2:]]
+        third = await other.answers("specialist")
+        await until_hears(talk.desk, "specialist")
+        await talk.does("merge")
+        await until_hears(talk.call, "agent", "specialist")
+        await talk.does("hangup", to_rating=False)
+        await third.ended.wait(5)
+        outcomes = [leg["outcome"] for leg in (await talk.seen())["legs"][2:]]
         assert outcomes == ["refused", "joined"]
 
 
@@ -86,138 +72,98 @@ async def _whoever_rings(first: Person, second: Person) -> tuple[Person, Person]
 async def test_what_the_specialists_phone_says_is_the_outcome(
     clean_house: House, status: int, outcome: str
 ) -> None:
-    house = clean_house
-    async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller() as citizen,
-    ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, user="spec1")
-        await (await specialist.phone.next_call(10)).reject(status)
-        seen = await until(lambda: agent.call(call_id), lambda c: c["legs"][2]["outcome"] is not None)
+    async with talking(clean_house, specialist=True) as talk:
+        await talk.does("invite", user="spec1")
+        await (await talk.specialist.phone.next_call(10)).reject(status)
+        seen = await talk.until(lambda call: call["legs"][2]["outcome"] is not None)
         assert seen["legs"][2]["outcome"] == outcome
-        await agent.does("resume", call_id)
-        await until_hears(call, "agent")
-        await until_hears(at_desk, "caller")
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+        await talk.does("resume")
+        await until_hears(talk.call, "agent")
+        await until_hears(talk.desk, "caller")
 
 
 async def test_a_specialist_without_a_phone_is_unreachable_at_once(clean_house: House) -> None:
-    async with clean_house.person("agent1", "1001") as agent, clean_house.caller() as citizen:
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, user="spec2")
-        seen = await agent.call(call_id)
-        assert seen["legs"][2]["outcome"] == "unreachable"
-        await until_hears(call, "agent")  # the caller was not put on hold for nobody
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+    """The caller is not put on hold for nobody."""
+    async with talking(clean_house) as talk:
+        await talk.does("invite", user="spec2")
+        assert (await talk.seen())["legs"][2]["outcome"] == "unreachable"
+        await until_hears(talk.call, "agent")
 
 
 async def test_a_specialist_who_is_talking_is_busy(clean_house: House) -> None:
-    house = clean_house
-    async with (
-        house.person("agent2", "1002") as one,
-        house.person("agent1", "1001") as two,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller("13800000001") as first,
-        house.caller("13800000002") as second,
-    ):
-        calls = [await dial(first)]
-        desks = [await one.answers()]
-        calls.append(await dial(second))
-        desks.append(await two.answers())
-        first_id, second_id = await one.call_id(), await two.call_id()
-        await one.does("invite", first_id, user="spec1")
-        at_department = await specialist.answers("specialist")
-        await until_hears(desks[0], "specialist")
-        await two.does("invite", second_id, user="spec1")
-        assert (await two.call(second_id))["legs"][2]["outcome"] == "busy"
-        for call in calls:
+    async with talking(clean_house, specialist=True) as talk:
+        await talk.does("invite", user="spec1")
+        third = await talk.specialist.answers("specialist")
+        await until_hears(talk.desk, "specialist")
+        async with (
+            clean_house.person("agent2", "1002") as colleague,
+            clean_house.caller("13800000002") as other,
+        ):
+            call = await dial(other)
+            desk = await colleague.answers()
+            call_id = await colleague.call_id()
+            await colleague.does("invite", call_id, user="spec1")
+            assert (await colleague.call(call_id))["legs"][2]["outcome"] == "busy"
             await call.hang_up()
-        for call in [*desks, at_department]:
-            if not call.ended.is_set():
-                await call.hang_up()
+            await desk.ended.wait(5)
+        await third.hang_up()
 
 
 async def test_a_caller_who_hangs_up_while_the_specialist_rings(clean_house: House) -> None:
     """The ringing stops and the attempt is counted as: caller gone."""
-    house = clean_house
-    async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller() as citizen,
-    ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, user="spec1")
-        ringing = await specialist.phone.next_call(10)
-        await call.hang_up()
+    async with talking(clean_house, specialist=True) as talk:
+        await talk.does("invite", user="spec1")
+        ringing = await talk.specialist.phone.next_call(10)
+        await talk.call.hang_up()
         await ringing.cancelled.wait(5)
-        await at_desk.ended.wait(5)
-        seen = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "ended")
+        await talk.desk.ended.wait(5)
+        seen = await talk.until(lambda call: call["phase"] == "ended")
         assert seen["legs"][2]["outcome"] == "caller_gone"
 
 
 async def test_the_agent_takes_the_invitation_back(clean_house: House) -> None:
-    house = clean_house
-    async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller() as citizen,
-    ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, user="spec1")
-        ringing = await specialist.phone.next_call(10)
-        leg = (await agent.call(call_id))["legs"][2]["leg_id"]
+    async with talking(clean_house, specialist=True) as talk:
+        await talk.does("invite", user="spec1")
+        ringing = await talk.specialist.phone.next_call(10)
+        leg = (await talk.seen())["legs"][2]["leg_id"]
         with pytest.raises(ProblemError) as refused:
-            await agent.does("invite", call_id, user="spec1")
+            await talk.does("invite", user="spec1")
         assert refused.value.reason == "already_inviting"
-        await agent.does("drop", call_id, leg_id=leg)
+        await talk.does("drop", leg_id=leg)
         await ringing.cancelled.wait(5)
-        await until(lambda: agent.call(call_id), lambda c: c["legs"][2]["outcome"] == "withdrawn")
-        await agent.does("resume", call_id)
-        await until_hears(call, "agent")
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+        await talk.until(lambda call: call["legs"][2]["outcome"] == "withdrawn")
+        await talk.does("resume")
+        await until_hears(talk.call, "agent")
 
 
 async def test_a_party_is_muted_and_dropped(clean_house: House) -> None:
-    house = clean_house
-    async with (
-        house.person("agent1", "1001") as agent,
-        house.person("spec1", "8001", ready=False) as specialist,
-        house.caller() as citizen,
-    ):
-        call = await dial(citizen)
-        at_desk = await agent.answers()
-        call_id = await agent.call_id()
-        await agent.does("invite", call_id, user="spec1", privately=False)
-        at_department = await specialist.answers("specialist")
-        await until_hears(call, "agent", "specialist")
-        leg = next(e["leg_id"] for e in (await agent.call(call_id))["legs"] if e["user_id"] == "spec1")
-        await agent.does("mute", call_id, leg_id=leg, on=True)
-        await until_hears(call, "agent")
-        await agent.does("mute", call_id, leg_id=leg, on=False)
-        await until_hears(call, "agent", "specialist")
-        await agent.does("drop", call_id, leg_id=leg)
-        await at_department.ended.wait(5)
-        await until_hears(call, "agent")
-        await until_hears(at_desk, "caller")
-        await call.hang_up()
-        await at_desk.ended.wait(5)
+    async with talking(clean_house, specialist=True) as talk:
+        await talk.does("invite", user="spec1", privately=False)
+        third = await talk.specialist.answers("specialist")
+        await until_hears(talk.call, "agent", "specialist")
+        leg = (await talk.seen())["legs"][2]["leg_id"]
+        await talk.does("mute", leg_id=leg, on=True)
+        await until_hears(talk.call, "agent")
+        await talk.does("mute", leg_id=leg, on=False)
+        await until_hears(talk.call, "agent", "specialist")
+        await talk.does("drop", leg_id=leg)
+        await third.ended.wait(5)
+        await until_hears(talk.call, "agent")
+        await until_hears(talk.desk, "caller")
 
 
 async def test_the_report_counts_every_attempt(clean_house: House) -> None:
-    """What the tests above did, and this one, add up: nothing without an outcome."""
+    """One more attempt is one more in the report, under its outcome."""
     async with clean_house.rest("leader1") as leader:
-        report = await leader.get("/api/v1/reports/invitations")
-        assert report["total"] == sum(row["count"] for row in report["outcomes"])
+        before = _counts(await leader.get("/api/v1/reports/invitations"))
+        async with talking(clean_house) as talk:
+            await talk.does("invite", user="spec2")
+        after = await until(
+            lambda: leader.get("/api/v1/reports/invitations"), lambda report: _counts(report) != before
+        )
+        assert _counts(after) == before | {"unreachable": before["unreachable"] + 1}
+        assert after["total"] == sum(before.values()) + 1
+
+
+def _counts(report: dict) -> dict[str, int]:
+    return {row["outcome"]: row["count"] for row in report["outcomes"]}
