@@ -32,6 +32,7 @@ _ANSWER_SECONDS, _GREETING_SECONDS, _HEARING_SECONDS = 10.0, 10.0, 3.0
 _ENGINE_SECONDS = 5.0  # for the engine to have learnt what a phone did
 _OFFER_SECONDS = 150.0  # longer than any queue's offer
 _AFTER_SECONDS = 40.0  # for the rating and the good-bye
+_CITIZENS_PHONES = 16  # asyncio reads one datagram of a socket a turn: one for all calls would fall behind
 _LOGINS_AT_ONCE = 2  # the server checks as many at once
 _LOGIN_TRIES = 20
 
@@ -248,7 +249,10 @@ class Play:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 pacer = await stack.enter_async_context(Pacer())
-                citizens = await stack.enter_async_context(self._phone("citizen", pacer, registered=False))
+                citizens = [
+                    await stack.enter_async_context(self._phone("citizen", pacer, registered=False))
+                    for _ in range(_CITIZENS_PHONES)
+                ]
                 agents = await self._come_to_work(stack, self.scenario.agents.users, pacer)
                 specialists = await self._come_to_work(stack, self.scenario.specialists.users, pacer)
                 self._agents, self._free_specialists = agents, [*specialists]
@@ -331,7 +335,7 @@ class Play:
             raise refused.exceptions[0] from refused
         return found
 
-    async def _let_them_call(self, citizens: Phone) -> None:
+    async def _let_them_call(self, citizens: list[Phone]) -> None:
         scenario, began = self.scenario, monotonic()
         async with asyncio.TaskGroup() as line:
             callers: set[asyncio.Task[None]] = set()
@@ -341,7 +345,9 @@ class Play:
                 if await _first(self.hurry, seconds=began + plan.at - monotonic()):
                     break
                 self.tally.latest_arrival = max(self.tally.latest_arrival, monotonic() - began - plan.at)
-                task = line.create_task(self._call(citizens, plan), name=f"caller {plan.index}")
+                task = line.create_task(
+                    self._call(citizens[plan.index % len(citizens)], plan), name=f"caller {plan.index}"
+                )
                 callers.add(task)
                 task.add_done_callback(callers.discard)
             self.tally.placing_seconds = monotonic() - began
@@ -368,13 +374,13 @@ class Play:
 
     # --- a caller -------------------------------------------------------------------------------------------
 
-    async def _call(self, citizens: Phone, plan: Plan) -> None:
+    async def _call(self, phone: Phone, plan: Plan) -> None:
         track = Track(plan, placed_at=monotonic())
         track.gives_up_at = track.placed_at + plan.patience
         self.tracks[plan.number] = track
         self.tally.placed += 1
         try:
-            call = track.call = await citizens.dial(plan.line, caller=plan.number)
+            call = track.call = await phone.dial(plan.line, caller=plan.number)
         except (OSError, ValueError) as error:
             track.fail(f"this program could not dial: {error}")
         else:

@@ -14,6 +14,7 @@ from callcenter.demo.play import Outcome, Play, Stage, Tally, Track
 _SHOWN = 20
 _LINE_SECONDS = 5.0
 _REDRAWS = 4  # a second
+_TRUSTED_DELAY_SECONDS = 0.1
 _STAGES = {
     Stage.DIALLING: "拨号 dialling",
     Stage.GREETING: "问候 greeting",
@@ -101,6 +102,10 @@ def summary(tally: Tally) -> str:
         f"最长的语音间断 largest RTP gap {tally.largest_gap * 1000:.0f} ms",
         f"本程序自己最多迟 own delays: 语音 audio {tally.largest_delay * 1000:.0f} ms, 拨号 calls {tally.latest_arrival * 1000:.0f} ms",
     ]
+    if max(tally.largest_delay, tally.latest_arrival) > _TRUSTED_DELAY_SECONDS:
+        lines.append(
+            "注意：本机太忙，以上时间含本程序自己的延误 / this machine was too busy: the times hold this program's own delays"
+        )
     lines += [f"失败 FAILED {count}: {reason}" for reason, count in tally.failures.most_common()]
     lines += [f"异常 TROUBLE {count}: {what}" for what, count in tally.troubles.most_common()]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
 DIGITS = "0123456789*#ABCD"  # RFC 4733 3.2, by event number
 DIGIT_FRAMES, DIGIT_ENDS, DIGIT_PAUSE = 5, 3, 3  # packets: 100 ms of digit, its end three times, 60 ms apart
 MAX_QUEUED_DIGITS = 64
+READS_A_TURN = 16  # datagrams of one stream, so that no stream starves the others
 MAX_DRIFT_SAMPLES = SAMPLE_RATE  # an RTP clock further than this from the arrivals is a new clock
 _HEADER = struct.Struct("!BBHII")
 _EVENT = struct.Struct("!BBH")
@@ -185,10 +186,16 @@ class Stream:
         return list(self._packets)
 
     def _readable(self) -> None:
-        try:
-            data = self._socket.recv(2048)
-        except OSError:  # nothing there after all, or an ICMP report of a peer that went away
-            return
+        # More than one: on a busy machine a turn of the loop takes longer than a packet, and who reads one a turn
+        # hears what was said seconds ago.
+        for _ in range(READS_A_TURN):
+            try:
+                data = self._socket.recv(2048)
+            except OSError:  # no more there, or an ICMP report of a peer that went away
+                return
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         counters, now = self.counters, monotonic()
         if len(data) < 12 or data[0] >> 6 != 2:
             counters.strange += 1
