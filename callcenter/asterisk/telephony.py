@@ -155,6 +155,9 @@ class Telephony:
             case "ContactStatus":
                 self._contact(message.get("AOR"), message.get("URI"), message.get("ContactStatus"))
                 return
+            case "UserEvent" if message.get("UserEvent") == "Settled":
+                self._switchboard.settled(leg_of(message))
+                return
         event = event_of(message)
         if isinstance(event, FellBack):
             self._switchboard.left(LegId(event.call_id))

