@@ -1,6 +1,7 @@
 """The telephony as the engine sees it: effects in, events out, a heartbeat, and a resync after every connection."""
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -34,6 +35,9 @@ from callcenter.domain.messages import (
 )
 
 log = structlog.get_logger(__name__)
+
+_CHANNEL_GONE = re.compile(r"does not exist|not up")
+"""What Asterisk says of a channel that has been or is being hung up, when asked to redirect it."""
 
 _BEAT_SECONDS = 1.0
 _MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
@@ -101,10 +105,12 @@ class Telephony:
             return
         if not isinstance(error, AmiError):
             raise error
-        gone = isinstance(error, AmiRefused) and action.name in ("Hangup", "Setvar", "MuteAudio")
         # A party who hangs up as we act on him is the rule, not a fault: his Hangup event is on its way.
+        gone = isinstance(error, AmiRefused) and (
+            action.name in ("Hangup", "Setvar", "MuteAudio") or _CHANNEL_GONE.search(str(error)) is not None
+        )
         (log.debug if gone else log.warning)(
-            "ami action failed", action=action.name, error=type(error).__name__
+            "ami action failed", action=action.name, error=type(error).__name__, answer=str(error)
         )
         if isinstance(error, AmiUnavailable):
             return  # the resync that follows tells what lives
