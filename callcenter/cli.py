@@ -164,6 +164,7 @@ def _running_site(settings: Settings) -> "RunningSite":
     return RunningSite(
         url=f"http://{_reachable(settings.http.bind)}:{settings.http.port}",
         sip=f"{_reachable(settings.sip.bind)}:{settings.sip.port}",
+        data_dir=settings.data_dir,
         prompts=settings.flows.dir / "prompts" / "audio",
         flows=settings.flows.dir,
         database_url=settings.database_url,

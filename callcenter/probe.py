@@ -31,6 +31,7 @@ class RunningSite:
 
     url: str
     sip: str
+    data_dir: Path
     flows: Path
     prompts: Path
     database_url: str

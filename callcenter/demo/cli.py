@@ -114,6 +114,7 @@ def prepare(
             "正式环境不添加密码公开的用户 / only in the demo profile: everybody knows these passwords",
             status=2,
         )
+    site.data_dir.mkdir(parents=True, exist_ok=True)
     asyncio.run(_add_agents(site.database_url, agents))
     typer.echo(
         f"load001–load{agents:03} 已在库中，密码 demo；重新启动系统后生效 / are in the database, password demo: restart the system"
