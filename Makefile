@@ -27,7 +27,7 @@ setup: environment
 
 .PHONY: test
 test: environment-dev
-	@tools/system-packages.sh postgresql espeak-ng baresip-core
+	@tools/system-packages.sh postgresql espeak-ng baresip-core curl
 	@$(BIN)/callcenter setup --asterisk-only
 	@$(BIN)/pytest $(PYTEST_OPTIONS)
 

@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import soundfile
 import structlog
 from aiohttp import web
 from sqlalchemy import text
@@ -55,6 +55,7 @@ DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
 _GOODBYE_SECONDS = 3.0
 _RESTART_SECONDS = 2.0
+_BYTES_PER_SECOND = 16_000  # prompts are 8 kHz, 16 bit, mono (docs/prompts.md)
 _RECORDING_WORKERS = 2
 
 
@@ -79,11 +80,12 @@ class App:
         )
         self.tickets = TicketStore(database)
         self.recordings = Recordings(settings.recordings.dir)
+        self._prompt_seconds = _prompt_seconds(_prompts(settings))
         year = datetime.now(UTC).year
         self.engine = Engine(
             ContactCentre(
                 working_days={**working_days(year), **working_days(year + 1)},
-                prompt_seconds=_prompt_seconds(_prompts(settings)),
+                prompt_seconds=self._prompt_seconds,
             ),
             perform=self._perform,
         )
@@ -179,6 +181,7 @@ class App:
         while True:
             await asyncio.sleep(_FLOW_POLL_SECONDS)
             outcomes = await asyncio.to_thread(self.flows.reload_changed)
+            self._prompt_seconds.update(await asyncio.to_thread(_prompt_seconds, _prompts(self.settings)))
             for outcome in outcomes:
                 if isinstance(outcome, Reloaded):
                     log.info("flow reloaded", line=outcome.line)
@@ -262,7 +265,7 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
     """
     for directory in (settings.data_dir, settings.recordings.dir):
         directory.mkdir(parents=True, exist_ok=True)
-    with _listen(settings.http.bind, settings.http.port) as listening:
+    with _only_one(settings.data_dir), _listen(settings.http.bind, settings.http.port) as listening:
         progress("数据库 / database")
         await migrate(settings.database_url, progress=progress)
         async with Database.connect(settings.database_url) as database:
@@ -283,6 +286,20 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
                     yield app
             finally:
                 await app.asterisk.stop()
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Two engines on one data directory would take Asterisk and its calls from each other."""
+    with (data_dir / "callcenter.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStart(
+                f"已有一个 callcenter 在使用数据目录 {data_dir}，请先停掉它或另设 data_dir / another callcenter is already "
+                "running on this data directory: stop it first, or set another data_dir (CALLCENTER_DATA_DIR)."
+            ) from error
+        yield
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -463,7 +480,10 @@ def _prompt_names(root: Path) -> set[str]:
 
 def _prompt_seconds(root: Path) -> dict[str, float]:
     """The prompts' lengths: how long the centre waits before it believes that the end of one was lost."""
-    return {name: soundfile.info(root / f"{name}.wav").duration for name in _prompt_names(root)}
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path.stat().st_size / _BYTES_PER_SECOND
+        for path in root.rglob("*.wav")
+    }
 
 
 def _kept_secret(path: Path) -> str:

@@ -6,6 +6,7 @@ present() {
     case "$1" in
         # What the package is for counts, not its name: it may have come some other way.
         python3-venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' ;;
+        baresip-core) command -v baresip ;;
         postgresql) ls /usr/lib/postgresql/*/bin/initdb || command -v initdb ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1

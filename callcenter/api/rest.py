@@ -387,12 +387,13 @@ class Rest:
         return web.json_response(self._wire)
 
     @route("GET", "/", summary="What runs here, for people", login=False, media="text/html")
-    async def home(self) -> web.StreamResponse:
+    async def home(self, request: web.Request) -> web.StreamResponse:
         text = home_page(
             health=await self._health.view(),
             sip_address=self._sip_address,
             demo=self._demo,
             version=VERSION,
+            host=request.host,
         )
         return web.Response(text=text, content_type="text/html")
 

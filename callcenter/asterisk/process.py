@@ -26,8 +26,8 @@ class PortInUse(AsteriskStartFailed):
     def __init__(self, port: int, setting: str, address: str, protocol: str) -> None:
         self.port, self.setting = port, setting
         super().__init__(
-            f"Port {port} ({protocol}, {address}), set by {setting}, is in use by another program. "
-            "Stop that program or choose another port."
+            f"端口 {port}（{protocol}）已被占用，请停掉占用它的程序或更改 {setting} / port {port} ({protocol}, {address}) is "
+            f"in use: stop the program that has it, or set {setting}."
         )
 
 

@@ -261,3 +261,24 @@ async def test_asterisk_is_killed_and_comes_back(own_house: House) -> None:
             await desk.ended.wait(5)
     finally:
         house.close()
+
+
+async def test_a_second_engine_on_the_same_data_leaves_the_first_alone(own_house: House) -> None:
+    """Other ports do not help: it would take the first one's Asterisk, and the calls with it."""
+    house = own_house
+    try:
+        await asyncio.to_thread(house.start)
+        asterisk = _asterisk_pid(house)
+        environment = dict(house.environment)
+        for name in ("HTTP__PORT", "SIP__PORT", "ASTERISK__AMI_PORT"):
+            house.environment[f"CALLCENTER_{name}"] = str(int(environment[f"CALLCENTER_{name}"]) + 7)
+        ended = await asyncio.to_thread(house.command, "run")
+        assert ended.returncode != 0
+        assert "data_dir" in ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1
+        assert _asterisk_pid(house) == asterisk
+        assert _lives(asterisk)
+        async with house.rest() as nobody:
+            assert (await nobody.get("/healthz"))["standing"] == "ok"
+    finally:
+        house.close()
