@@ -160,11 +160,15 @@ def _system_asterisk(progress: Callable[[str], None]) -> AsteriskInstall | None:
     try:
         version = _version_of((binary,))
     except AsteriskUnavailable as error:
-        progress(f"{binary} does not run ({error}); a private Asterisk is used instead.")
+        progress(
+            f"{binary} 不能运行，改用自备的 Asterisk / does not run ({error}); a private Asterisk is used instead"
+        )
         return None
     install = _describe((binary,), version, Path("/"))
     if install is None or install.major < OLDEST_MAJOR:
-        progress(f"{binary} is version {version} or incomplete; a private Asterisk is used instead.")
+        progress(
+            f"{binary} 版本 {version} 太旧或不完整，改用自备的 Asterisk / too old or incomplete; a private Asterisk is used instead"
+        )
         return None
     return install
 
@@ -245,7 +249,7 @@ def _unpack(root: Path, *, mirror: str | None, progress: Callable[[str], None]) 
         archives = _download(Path(scratch), mirror or debian_mirror(), keyring, progress)
         new = Path(scratch) / "root"
         new.mkdir()
-        progress(f"Unpacking {len(archives)} packages")
+        progress(f"解开 {len(archives)} 个软件包 / unpacking {len(archives)} packages")
         for archive in archives:
             _run(
                 ["dpkg-deb", "--extract", str(archive), str(new)],
@@ -263,7 +267,6 @@ def _unpack(root: Path, *, mirror: str | None, progress: Callable[[str], None]) 
         new.rename(root)
     install = _unpacked(root)
     assert install is not None, "just described"  # noqa: S101  # the same directory a moment ago, renamed
-    progress(f"Asterisk {install.version} is ready")
     return install
 
 
@@ -299,9 +302,9 @@ def _download(scratch: Path, mirror: str, keyring: str, progress: Callable[[str]
         "Debug::NoLocking": "1",
     }
     apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
-    progress(f"Reading the package lists of Debian {SUITE}")
+    progress(f"读取 Debian {SUITE} 的软件包目录 / reading the package lists of Debian {SUITE}")
     _run([*apt, "update", "--error-on=any"], seconds=_UPDATE_SECONDS, what="read Debian's package lists")
-    progress("Downloading Asterisk and its libraries (about 110 MB)")
+    progress("下载 Asterisk 及其程序库（约 110 MB）/ downloading Asterisk and its libraries (about 110 MB)")
     _run(
         [*apt, "install", "--yes", "--download-only", *PACKAGES],
         seconds=_DOWNLOAD_SECONDS,
@@ -326,7 +329,9 @@ def _only_one(lock: Path, progress: Callable[[str], None]) -> Iterator[None]:
                         f"Another process has held {lock} too long. Stop it first."
                     ) from error
                 if not told:
-                    progress("Waiting for another process that is unpacking Asterisk")
+                    progress(
+                        "等待另一个正在解包的进程 / waiting for another process that is unpacking Asterisk"
+                    )
                     told = True
                 time.sleep(0.2)
         yield

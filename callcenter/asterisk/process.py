@@ -69,7 +69,7 @@ class AsteriskProcess:
         directory = self.instance.directory
         if (pid := running_pid(directory)) is not None:
             raise AsteriskStartFailed(
-                f"Asterisk already runs from {directory} as process {pid}. Stop it first."
+                f"Asterisk 已在 {directory} 运行（进程 {pid}），请先停掉它 / Asterisk already runs from there: stop it first."
             )
         self._require_free_ports()
         deadline = time.monotonic() + timeout
@@ -91,7 +91,7 @@ class AsteriskProcess:
         except TimeoutError as error:
             await self.stop(timeout=2)
             raise AsteriskStartFailed(
-                f"Asterisk was not ready after {timeout:.0f} seconds. {self._last_words()}"
+                f"Asterisk 在 {timeout:.0f} 秒内没有就绪 / was not ready after {timeout:.0f} seconds. {self._last_words()}"
             ) from error
         except BaseException:
             await self.stop(timeout=2)
@@ -178,7 +178,9 @@ class AsteriskProcess:
 
     def _require_alive(self) -> None:
         if self._child is not None and (status := self._child.poll()) is not None:
-            raise AsteriskStartFailed(f"Asterisk ended at once with status {status}. {self._last_words()}")
+            raise AsteriskStartFailed(
+                f"Asterisk 启动后即退出 / ended at once with status {status}. {self._last_words()}"
+            )
 
     def _last_words(self) -> str:
         """The last complaint in its logs, and where they are."""
@@ -212,10 +214,10 @@ class AsteriskProcess:
                         raise PortInUse(port, setting, address, protocol) from error
                     if error.errno == errno.EADDRNOTAVAIL:
                         raise AsteriskStartFailed(
-                            f"This machine has no address {address}, set by sip.bind."
+                            f"本机没有 sip.bind 所设的地址 {address} / this machine has no address {address}, set by sip.bind."
                         ) from error
                     raise AsteriskStartFailed(
-                        f"Port {port} ({protocol}, {address}), set by {setting}, cannot be used: {error.strerror}."
+                        f"端口 {port}（{protocol}，{setting}）无法使用 / port {port} ({address}) cannot be used: {error.strerror}."
                     ) from error
 
 
