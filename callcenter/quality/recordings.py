@@ -79,8 +79,8 @@ class Recordings:
     def raw_path(self, call: Call, leg_id: LegId, kind: RecordingKind) -> Path:
         """Where Asterisk shall write; the directory exists afterwards. ValueError for ids that are no safe name."""
         directory = self._directory(call)
-        for path in [*reversed(directory.relative_to(self._root).parents), directory.relative_to(self._root)]:
-            (self._root / path).mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not directory.is_dir():
+            self._make(directory)
         match RecordingKind(kind):
             case RecordingKind.CALL:
                 return directory / "call.raw"
@@ -88,6 +88,11 @@ class Recordings:
                 return directory / f"{_leg_name(call.call_id, leg_id)}.raw"
             case RecordingKind.MESSAGE:
                 return directory / "message.wav"
+
+    def _make(self, directory: Path) -> None:
+        """With the same rights all the way up, which ``parents=True`` alone would not give."""
+        for path in [*reversed(directory.relative_to(self._root).parents), directory.relative_to(self._root)]:
+            (self._root / path).mkdir(mode=0o750, parents=True, exist_ok=True)
 
     async def finish(self, call: Call) -> Finished:
         """Make an ended call's files final; doing it again only describes them. Never raises for a bad file."""
