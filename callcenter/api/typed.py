@@ -263,7 +263,10 @@ def _query(model: type[BaseModel], request: web.Request) -> BaseModel:
 
 async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
     # A command without options may be sent without a body.
-    raw = await request.read() or b"{}"
+    try:
+        raw = await request.read() or b"{}"
+    except ConnectionResetError as error:  # nobody is there to read it, and it is no fault of ours
+        raise Problem(400, Fault.BAD_REQUEST, "the connection ended before the body did") from error
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

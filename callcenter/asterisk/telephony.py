@@ -36,8 +36,8 @@ from callcenter.domain.messages import (
 
 log = structlog.get_logger(__name__)
 
-_CHANNEL_GONE = re.compile(r"does not exist|not up")
-"""What Asterisk says of a channel that has been or is being hung up, when asked to redirect it."""
+_CHANNEL_GONE = re.compile(r"does not exist|not up|No such channel")
+"""What Asterisk says of a channel that has been or is being hung up; "Redirect failed" of one it could not move."""
 
 _BEAT_SECONDS = 1.0
 _MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
