@@ -78,7 +78,7 @@ class Engine:
         return done
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` after each change, synchronously; it must neither block nor raise. Returns the way out."""
+        """Call ``listener`` after each change, synchronously; it must not block. Returns the way out."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -167,22 +167,44 @@ class Engine:
     def _turn(self, decide: Callable[[Now], list[Effect]], event: Event | None) -> None:
         try:
             effects = decide(self._clock())
-        # The one net: a bug costs the call it happened in, which the dialplan's fallback takes, and no other.
+        # The net under decisions: a bug costs the call it happened in, which the dialplan's fallback takes, and no other.
         except Exception as error:  # noqa: BLE001  # see above
-            log.error(  # noqa: TRY400  # the exception's own text may hold a caller's number
-                "decision failed",
-                message=type(event).__name__,
-                error=type(error).__name__,
-                where="".join(traceback.format_tb(error.__traceback__)),
-            )
+            _note_fault("decision failed", event, error)
             effects = self._centre.give_up(event, self._clock())
         self._carry_out(effects)
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case SaveCall() | SaveAgent() | Alarm():
-                    for listener in tuple(self._listeners):
-                        listener(effect)
-                case _:
-                    self._perform(effect)
+        not_done = [effect for effect in effects if not self._done(effect)]
+        for effect in not_done:
+            # Once: what cannot be carried out now is not tried again with other words.
+            for last in self._centre.give_up(effect, self._clock()):
+                self._done(last)
+
+    def _done(self, effect: Effect) -> bool:
+        """Carry it out; False when its call cannot go on without it."""
+        match effect:
+            case SaveCall() | SaveAgent() | Alarm():
+                for listener in tuple(self._listeners):
+                    self._netted(partial(listener, effect), effect)
+                return True
+            case _:
+                return self._netted(partial(self._perform, effect), effect)
+
+    def _netted(self, act: Callable[[], None], effect: Effect) -> bool:
+        try:
+            act()
+        # The net under what adapters do: a full disk at one call, a bug in one screen, must not end the engine.
+        except Exception as error:  # noqa: BLE001  # see above
+            _note_fault("effect failed", effect, error)
+            return False
+        return True
+
+
+def _note_fault(what: str, subject: Event | Effect | None, error: Exception) -> None:
+    log.error(
+        what,
+        message=type(subject).__name__,
+        error=type(error).__name__,
+        # Not the exception's own text: it may hold a caller's number.
+        where="".join(traceback.format_tb(error.__traceback__)),
+    )

@@ -315,12 +315,12 @@ class ContactCentre:
                 if leg.alive:
                     self._hang_up(leg.leg_id)
 
-    def give_up(self, event: Event | None, now: Now) -> list[Effect]:
-        """The centre failed at this event (None: at a deadline): that call alone goes to the dialplan's fallback."""
+    def give_up(self, failed: Event | Effect | None, now: Now) -> list[Effect]:
+        """This could not be dealt with (None: a deadline): that call alone goes to the dialplan's fallback."""
         self._now = now
         self._out.clear()
-        if event is not None:
-            subject = getattr(event, "leg_id", None) or getattr(event, "call_id", None)
+        if failed is not None:
+            subject = getattr(failed, "leg_id", None) or getattr(failed, "call_id", None)
         else:
             subject = self._serving.subject if self._serving else None
         call = self._calls.get(call_id_of(LegId(subject))) if subject else None
