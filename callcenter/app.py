@@ -148,6 +148,8 @@ class App:
             if record.user_id in agents
         ]
         self.engine.restore(calls.values(), known)
+        for agent in self.engine.agents.values():
+            self.telephony.mirror(agent)
         self._recorded.update(calls)
 
     async def mend_recordings(self) -> None:

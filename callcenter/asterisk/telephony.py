@@ -30,6 +30,7 @@ from callcenter.domain.messages import (
     LegEnded,
     LegSeen,
     PhoneSeen,
+    Record,
     TelephonyLost,
     TelephonyResynced,
 )
@@ -75,7 +76,10 @@ class Telephony:
         self._up = asyncio.Event()
         self._held_back: deque[AmiMessage] | None = None
         self._contacts: dict[str, dict[str, bool]] = {}
-        self._members: dict[str, bool] = {}
+        self._ready: set[str] = set()
+        """The phones of the ready agents: who should be in the fallback queue."""
+        self._members: set[str] = set()
+        """Who is in it, as Asterisk said last and was told since."""
 
     @property
     def connected(self) -> bool:
@@ -92,8 +96,16 @@ class Telephony:
     # --- effects --------------------------------------------------------------------------------------------
 
     def perform(self, effect: CallEffect) -> None:
-        """Write the effect's actions now; what fails comes back as an event."""
-        for action in self._switchboard.actions(effect):
+        """Write the effect's actions now; what fails comes back as an event. OSError: no place for a message."""
+        try:
+            actions = self._switchboard.actions(effect)
+        except OSError as error:
+            if not isinstance(effect, Record):
+                raise
+            # Talking is worth more than its recording; the call's end tells that it is missing.
+            log.error("recording not begun", leg=effect.leg_id, reason=error.strerror)  # noqa: TRY400  # says it all
+            return
+        for action in actions:
             reply = self._link.submit(action.name, action.headers)
             reply.add_done_callback(partial(self._answered, action))
 
@@ -123,12 +135,17 @@ class Telephony:
     def mirror(self, agent: Agent) -> None:
         """Keep the fallback queue's members what the ready agents are, for the time without an engine."""
         phone = agent.profile.phone
-        if phone is None or not self._link.connected:
+        if phone is None:
             return
-        ready = agent.state is AgentState.READY
-        if self._members.get(phone, False) == ready:
+        (self._ready.add if agent.state is AgentState.READY else self._ready.discard)(phone)
+        if self.connected:
+            self._mirror(phone)
+
+    def _mirror(self, phone: str) -> None:
+        ready = phone in self._ready
+        if ready == (phone in self._members):
             return
-        self._members[phone] = ready
+        (self._members.add if ready else self._members.discard)(phone)
         headers = {"Queue": "fallback", "Interface": f"PJSIP/{phone}"}
         reply = self._link.submit("QueueAdd" if ready else "QueueRemove", headers)
         reply.add_done_callback(_note_failure)
@@ -204,7 +221,6 @@ class Telephony:
     def _went_down(self, reason: str) -> None:
         self._up.clear()
         self._held_back = None
-        self._members.clear()
         self._post(TelephonyLost(reason))
 
     async def _resync_whenever_up(self) -> None:
@@ -223,6 +239,9 @@ class Telephony:
             held_back, self._held_back = self._held_back, None
             for message in held_back or ():
                 self._take(message)
+            # A new Asterisk has an empty queue, an old one may hold who was ready before the cut.
+            for phone in self._ready | self._members:
+                self._mirror(phone)
 
     async def _snapshot(self) -> TelephonyResynced:
         rows = await self._link.list_action("CoreShowChannels")
@@ -232,11 +251,10 @@ class Telephony:
         for row in await self._list("PJSIPShowContacts"):
             phone, uri = _contact_of(row)
             self._contacts.setdefault(phone, {})[uri] = row.get("Status") != "Unreachable"
-        for row in await self._list(
-            "QueueStatus", {"Queue": "fallback"}, complete_event="QueueStatusComplete"
-        ):
-            if row.name == "QueueMember":
-                self._members[row.get("Location").removeprefix("PJSIP/")] = True
+        rows = await self._list("QueueStatus", {"Queue": "fallback"}, complete_event="QueueStatusComplete")
+        self._members = {
+            row.get("Location").removeprefix("PJSIP/") for row in rows if row.name == "QueueMember"
+        }
         phones = frozenset(phone for phone, contacts in self._contacts.items() if any(contacts.values()))
         return TelephonyResynced(tuple(legs), phones)
 

@@ -1,0 +1,108 @@
+"""The telephony against a scripted manager interface: what a resync puts right, and what a cut in its middle leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from callcenter.asterisk.telephony import Telephony
+from callcenter.domain.agents import Agent, AgentState
+from callcenter.domain.calls import Call, CallId, LegId, Phase
+from callcenter.domain.messages import Event, Record, TakeMessage, TelephonyLost, TelephonyResynced
+from callcenter.domain.recordings import RecordingKind
+from tests.contract.scripted_ami import Answer, Received, ScriptedAmi, message, nothing, success
+from tests.domain.house import LI, ZHANG
+
+CALL = CallId("ast1-1763763843.1")
+
+
+def listed(*rows: dict[str, str], complete: str = "ListComplete") -> Answer:
+    """An answer: the rows of a list and its end."""
+
+    def answer(action: Received) -> bytes:
+        own = {"ActionID": action.get("ActionID")}
+        told = [*rows, {"Event": complete, "EventList": "Complete"}]
+        return success(action, EventList="start") + b"".join(message(**own, **row) for row in told)
+
+    return answer
+
+
+def no_disk(_call: Call, _leg: LegId, _kind: RecordingKind) -> Path:
+    raise OSError(28, "No space left on device")
+
+
+@asynccontextmanager
+async def telephony(peer: ScriptedAmi, posted: list[Event]) -> AsyncIterator[Telephony]:
+    for action in ("CoreShowChannels", "PJSIPShowContacts"):
+        peer.answers.setdefault(action, listed())
+    peer.answers.setdefault("QueueStatus", listed(complete="QueueStatusComplete"))
+    made = Telephony(
+        host="127.0.0.1",
+        port=peer.port,
+        username="engine",
+        secret="right",
+        prompts=Path("/prompts"),
+        raw_path=no_disk,
+        post=posted.append,
+    )
+    running = asyncio.create_task(made.run(), name="telephony")
+    try:
+        yield made
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def is_(agent: Agent, state: AgentState) -> Agent:
+    return replace(agent, state=state)
+
+
+async def test_the_fallback_queue_is_made_what_the_ready_agents_are_after_every_connection() -> None:
+    """Given one who was ready before there was a connection, and an old Asterisk that knows another."""
+    zhang, li = Agent(ZHANG), Agent(LI)
+    posted: list[Event] = []
+    async with ScriptedAmi() as peer:
+        old = {"Event": "QueueMember", "Queue": "fallback", "Location": "PJSIP/1002"}
+        peer.answers["QueueStatus"] = listed(old, complete="QueueStatusComplete")
+        async with telephony(peer, posted) as phones:
+            phones.mirror(is_(zhang, AgentState.READY))
+            phones.mirror(is_(li, AgentState.NOT_READY))
+            assert (await peer.expect("QueueAdd")).get("Interface") == "PJSIP/1001"
+            assert (await peer.expect("QueueRemove")).get("Interface") == "PJSIP/1002"
+            # A new Asterisk, whose queue is empty.
+            peer.answers["QueueStatus"] = listed(complete="QueueStatusComplete")
+            await peer.drop()
+            again = await peer.expect("QueueAdd", count=2)
+            assert (again.get("Interface"), again.connection) == ("PJSIP/1001", 2)
+            assert len(peer.named("QueueRemove")) == 1
+
+
+async def test_a_cut_in_the_middle_of_a_resync_leads_to_a_whole_one() -> None:
+    """Nothing of the half that was gathered is told."""
+    posted: list[Event] = []
+    async with ScriptedAmi() as peer:
+        whole = listed()
+        peer.answers["PJSIPShowContacts"] = nothing
+        async with telephony(peer, posted) as phones:
+            await peer.expect("PJSIPShowContacts")
+            assert not phones.connected
+            peer.answers["PJSIPShowContacts"] = whole
+            await peer.drop()
+            await peer.expect("QueueStatus")
+            async with asyncio.timeout(5):
+                while not phones.connected:
+                    await asyncio.sleep(0.01)
+    assert [type(each) for each in posted[:2]] == [TelephonyLost, TelephonyResynced]
+
+
+async def test_a_full_disk_costs_the_recording_and_not_the_call() -> None:
+    posted: list[Event] = []
+    call = Call(CALL, "12345", "1", "12345", "1", datetime.now(UTC), Phase.TALKING, ())
+    async with ScriptedAmi() as peer, telephony(peer, posted) as phones:
+        phones.perform(Record(call, LegId(CALL)))
+        with pytest.raises(OSError, match="No space"):
+            phones.perform(TakeMessage(call, LegId(CALL), 60))
