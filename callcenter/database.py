@@ -4,8 +4,9 @@ Whoever reads or writes does it inside ``read()`` or ``write()``; a database tha
 these two as ``DatabaseAway``, whatever driver is below.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -195,6 +196,7 @@ async def migrate(url: str, *, progress: Callable[[str], None]) -> None:
     Two processes may try at once: the second waits and finds nothing to do. DatabaseAway when it cannot be reached,
     UnusableDatabase when it was made by a newer program.
     """
+    _make_private(_parse(url))
     async with Database.connect(url) as database, database.write() as connection:
         if database.dialect == "postgresql":
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -213,6 +215,13 @@ def newest_schema_version() -> str:
     if head is None:
         raise UnusableDatabase("The program was installed without its migrations; install it again.")
     return head
+
+
+def _make_private(url: URL) -> None:
+    """A new SQLite file is its owner's alone, and with it what SQLite puts beside it: it holds callers' numbers."""
+    if url.get_backend_name() == "sqlite" and url.database is not None:
+        with suppress(OSError):  # there already, or not possible: then connecting says so
+            os.close(os.open(url.database, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _upgrade(connection: Connection, progress: Callable[[str], None]) -> None:

@@ -341,7 +341,8 @@ class _Spill:
                 self._offset = 0
 
     def refuse(self, line: str) -> None:
-        with self.refused_path.open("a", encoding="utf-8", errors="replace") as file:
+        descriptor = os.open(self.refused_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8", errors="replace") as file:
             file.write(line if line.endswith("\n") else f"{line}\n")
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -323,7 +324,9 @@ async def test_a_torn_last_line_and_a_spoilt_one_keep_nothing_else_out(sqlite_ur
     async with running(sqlite_url, spill) as (journal, store):
         assert await journal.flush(30)
         assert [call.call_id for call in await store.calls()] == [a_call(1).call_id]
-    assert spill.with_name("spill.jsonl.refused").read_text() == "garbage\n"
+    refused = spill.with_name("spill.jsonl.refused")
+    assert refused.read_text() == "garbage\n"
+    assert stat.S_IMODE(refused.stat().st_mode) == 0o600
 
 
 async def test_one_spill_file_belongs_to_one_process(sqlite_url: str, spill: Path) -> None:

@@ -1,8 +1,10 @@
 """Calls, tickets and what stands round them, on SQLite and on PostgreSQL."""
 
 import asyncio
+import stat
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -138,6 +140,15 @@ async def test_an_empty_database_is_migrated_and_agrees_with_the_models(empty_da
 
     async with Database.connect(empty_database_url) as database, database.read() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_a_new_sqlite_file_and_what_lies_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    await migrate(url, progress=lambda _: None)
+    async with Database.connect(url) as database, database.read() as connection:
+        await connection.execute(text("SELECT 1"))
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {0o600}
 
 
 async def test_migrating_again_does_nothing(database_url: str) -> None:
