@@ -1615,18 +1615,19 @@ class ContactCentre:
         return self._timers.is_set(Timer(TimerKind.GONE, leg.leg_id))
 
     def _hang_up_call(self, call: Call, *, to_rating: bool) -> None:
+        up = [leg.leg_id for leg in call.others if leg.up]
         for leg in call.others:
-            if leg.up:
-                self._hang_up(leg.leg_id)
-            else:
+            if not leg.up:
                 call = self._cancel(call, leg, Outcome.WITHDRAWN)
         self._searches.pop(call.call_id, None)
-        if not call.caller_leg.alive:
-            return
-        if to_rating:
-            self._talk_over(call)
-        else:
-            self._end_for_caller(call)
+        # The caller first: a bridge that dissolves under him would race with where he is sent.
+        if call.caller_leg.alive:
+            if to_rating:
+                self._talk_over(call)
+            else:
+                self._end_for_caller(call)
+        for leg_id in up:
+            self._hang_up(leg_id)
 
     def _hold(self, call: Call, leg: Leg) -> None:
         caller = call.caller_leg
@@ -1763,8 +1764,9 @@ class ContactCentre:
         )
         if target.kind is TargetKind.QUEUE:
             moved = self._put(replace(moved, queue=QueueId(target.value)))
-            self._hang_up(leg.leg_id)
+            # The caller first: the bridge would dissolve under his Redirect, and Asterisk would refuse it.
             self._requeue(moved)
+            self._hang_up(leg.leg_id)
             return
         if self._summon(moved, target, by=by) is None:
             return  # recorded as failed; the agent still has his caller

@@ -584,8 +584,8 @@ def test_an_agent_who_hangs_up_on_a_held_caller_gives_him_back_to_the_queue(hous
 def test_hanging_up_without_rating_plays_nothing_more(house: House) -> None:
     call_id, agent = house.talking(dialled="96500")
     assert house.asks(HangUpCall(ZHANG.user_id, call_id, to_rating=False)) == [
-        HangUp(agent),
         HangUp(LegId(call_id)),
+        HangUp(agent),
     ]
     assert house.ends(agent) == []
     assert house.ends(call_id) == []
@@ -883,3 +883,16 @@ def test_switched_off_every_call_ends_with_its_reason_and_none_begins(house: Hou
     assert house.handle(CallArrived(late, "1", "96500")) == [HangUp(LegId(late))]
     house.ends(LegId(late))
     assert house.saved_calls[late].end_reason is EndReason.SHUT_DOWN
+
+
+def test_who_is_moved_is_moved_before_who_leaves_is_hung_up(house: House) -> None:
+    """The other way round the bridge dissolves under the caller's Redirect, which Asterisk then refuses: he was lost."""
+    call_id, agent = house.talking()
+    effects = house.asks(Transfer(ZHANG.user_id, call_id, queue("hotline")))
+    assert effects.index(Wait(LegId(call_id), Meanwhile.MUSIC)) < effects.index(HangUp(agent))
+
+
+def test_a_caller_is_on_his_way_to_the_rating_before_his_agent_is_hung_up(house: House) -> None:
+    call_id, agent = house.talking(dialled="12345")
+    effects = house.asks(HangUpCall(ZHANG.user_id, call_id))
+    assert effects.index(only(Play, effects)) < effects.index(HangUp(agent))
