@@ -893,6 +893,10 @@ def test_who_is_moved_is_moved_before_who_leaves_is_hung_up(house: House) -> Non
 
 
 def test_a_caller_is_on_his_way_to_the_rating_before_his_agent_is_hung_up(house: House) -> None:
-    call_id, agent = house.talking(dialled="12345")
+    house.ready(ZHANG)
+    call_id = house.new_call_id()
+    house.prompts_end(house.handle(CallArrived(call_id, "1", "12345")))
+    agent = leg_id(call_id, 2)
+    house.answers(agent)
     effects = house.asks(HangUpCall(ZHANG.user_id, call_id))
     assert effects.index(only(Play, effects)) < effects.index(HangUp(agent))
