@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core
+from tests.bench import core, telephony
 from tests.bench.rows import Row, Verdict
 
 WIDTH = 168
@@ -32,6 +32,10 @@ class Bench(NamedTuple):
 BENCHES = {
     "core": Bench(core.core, 60),
     "routing": Bench(core.routing, 60),
+    "enter": Bench(telephony.enter, 150),
+    "free": Bench(telephony.free, 180),
+    "answer": Bench(telephony.answer, 120),
+    "steps": Bench(telephony.steps, 180),
     "memory": Bench(core.memory, 120),
 }
 
