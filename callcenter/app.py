@@ -55,6 +55,8 @@ DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
 _GOODBYE_SECONDS = 3.0
 _RESTART_SECONDS = 2.0
+_DATABASE_RETRY_SECONDS = 5.0
+_SPILL_SECONDS = 10.0
 _BYTES_PER_SECOND = 16_000  # prompts are 8 kHz, 16 bit, mono (docs/prompts.md)
 _RECORDING_WORKERS = 2
 
@@ -156,19 +158,36 @@ class App:
         """Finish what a crash left: files without an end, and files whose rows were lost."""
         for finished in await self.recordings.sweep(set(self.engine.calls)):
             self._note_recordings(finished)
-        yesterday = datetime.now(UTC) - timedelta(days=1)
-        for call in await self.tickets.calls_without_recordings(since=yesterday):
+        for call in await self._calls_without_recordings():
             if call.answered_at is not None:
-                self._note_recordings(await self.recordings.finish(call))
+                await self._finish(call)
+
+    async def _calls_without_recordings(self) -> list[Call]:
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        while True:
+            try:
+                return await self.tickets.calls_without_recordings(since=yesterday)
+            except DatabaseAway as error:
+                log.warning("recordings of before wait for the database", reason=str(error))
+                await asyncio.sleep(_DATABASE_RETRY_SECONDS)
 
     async def finish_recordings(self) -> None:
         """Close, encode and note the recordings of every call that ends."""
         while True:
             call = await self._ended.get()
             try:
-                self._note_recordings(await self.recordings.finish(call))
+                await self._finish(call)
             finally:
                 self._ended.task_done()
+
+    async def _finish(self, call: Call) -> None:
+        try:
+            finished = await self.recordings.finish(call)
+        except OSError as error:
+            # The store itself cannot be read. Its files stay as they are; the sweep of the next start finds them.
+            log.error("recordings not finished", call_id=call.call_id, reason=error.strerror)  # noqa: TRY400  # says it all
+            return
+        self._note_recordings(finished)
 
     def _note_recordings(self, finished: Finished) -> None:
         if finished.files:
@@ -200,7 +219,7 @@ class App:
             self.asterisk = AsteriskProcess(self.asterisk.instance)
             try:
                 await self.asterisk.start()
-            except AsteriskStartFailed as error:
+            except (AsteriskStartFailed, OSError) as error:
                 log.error("asterisk does not start", reason=str(error))  # noqa: TRY400  # the sentence says it all
                 await asyncio.sleep(_RESTART_SECONDS)
             else:
@@ -371,9 +390,12 @@ async def _instance(
 @contextlib.asynccontextmanager
 async def _tasks(app: App, listening: socket.socket, progress: Progress) -> AsyncIterator[None]:
     """The engine, its adapters and the web server, in one group with one owner."""
-    await app.take_up()
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(app.journal.run(), name="journal")
+        # What an earlier engine could not write comes first: a call that ended then must not be taken up as living.
+        if not await app.journal.flush(timeout=_SPILL_SECONDS):
+            log.warning("records of before are still being written", pending=app.journal.pending)
+        await app.take_up()
         live = [
             group.create_task(app.engine.run(), name="engine"),
             group.create_task(app.telephony.run(), name="telephony"),
@@ -482,10 +504,12 @@ def _prompt_names(root: Path) -> set[str]:
 
 def _prompt_seconds(root: Path) -> dict[str, float]:
     """The prompts' lengths: how long the centre waits before it believes that the end of one was lost."""
-    return {
-        path.relative_to(root).with_suffix("").as_posix(): path.stat().st_size / _BYTES_PER_SECOND
-        for path in root.rglob("*.wav")
-    }
+    seconds = {}
+    for path in root.rglob("*.wav"):
+        with contextlib.suppress(FileNotFoundError):  # somebody is changing the prompts just now
+            name = path.relative_to(root).with_suffix("").as_posix()
+            seconds[name] = path.stat().st_size / _BYTES_PER_SECOND
+    return seconds
 
 
 def _kept_secret(path: Path) -> str:

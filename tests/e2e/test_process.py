@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from callcenter.database import Database
+from callcenter.domain.calls import EndReason, Phase, replace
 from callcenter.phone.measure import tone
+from callcenter.tickets.store import TicketStore, call_json
 from tests.e2e.house import TONES, House, dial, prepared, until, until_hears
 
 pytest_plugins = ["tests.database_fixture"]
@@ -182,6 +185,31 @@ async def test_the_engine_is_killed_and_takes_up_the_calls_that_were_going_on(ow
             await next_desk.ended.wait(5)
             ended = await until(lambda: agent.call(call_id), lambda c: c["phase"] == "ended")
             assert ended["end_reason"] == "completed"
+    finally:
+        house.close()
+
+
+async def test_a_call_whose_end_is_only_in_the_spill_file_is_not_taken_up_again(own_house: House) -> None:
+    """The engine that saw it end could not write it down and died: its record stands, not a guess of the next one."""
+    house = own_house
+    try:
+        await asyncio.to_thread(house.start)
+        async with house.person("agent1", "1001") as agent, house.caller("13900000013") as citizen:
+            call = await dial(citizen)
+            desk = await agent.answers()
+            call_id = await agent.call_id()
+            await until(lambda: _stored(house, agent), lambda seen: seen >= 1)
+            await asyncio.to_thread(house.kill)
+            await call.hang_up()
+            await desk.ended.wait(10)
+            async with Database.connect(f"sqlite:///{house.data / 'callcenter.db'}") as database:
+                [living] = await TicketStore(database).open_calls()
+            end = {"phase": Phase.ENDED, "end_reason": EndReason.COMPLETED, "ended_at": living.arrived_at}
+            ended = call_json(replace(living, version=living.version + 1, **end))
+            (house.data / "journal.spill").write_text(f'{{"call":{ended}}}\n')
+            await asyncio.to_thread(house.start)
+            seen = await agent.call(call_id)
+            assert (seen["phase"], seen["end_reason"]) == ("ended", "completed")
     finally:
         house.close()
 
