@@ -53,6 +53,7 @@ Progress = Callable[[str], None]
 
 DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
+_DIRECTORY_POLL_SECONDS = 2.0
 _GOODBYE_SECONDS = 3.0
 _RESTART_SECONDS = 2.0
 _DATABASE_RETRY_SECONDS = 5.0
@@ -106,6 +107,7 @@ class App:
             raw_path=self.recordings.raw_path,
             post=self.engine.post,
         )
+        self._content: DirectoryContent | None = None
         self._recorded: set[CallId] = set()
         self._ended: asyncio.Queue[Call] = asyncio.Queue()  # one entry a recorded call that has ended
         self.engine.subscribe(self._changed)
@@ -137,8 +139,8 @@ class App:
 
     async def take_up(self) -> None:
         """Learn the people and flows, and what was going on when the engine last ran."""
-        content = await self.directory.load()
-        self.engine.post(_directory_changed(content))
+        self._content = await self.directory.load()
+        self.engine.post(_directory_changed(self._content))
         self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
         self.engine.drain()
         calls = {call.call_id: call for call in await self.tickets.open_calls()}
@@ -153,6 +155,18 @@ class App:
         for agent in self.engine.agents.values():
             self.telephony.mirror(agent)
         self._recorded.update(calls)
+
+    async def watch_directory(self) -> None:
+        """Let the centre know of people and queues as they are now: who was disabled is rung no more."""
+        while True:
+            await asyncio.sleep(_DIRECTORY_POLL_SECONDS)
+            try:
+                content = await self.directory.load()
+            except DatabaseAway:
+                continue  # the health page says so
+            if content != self._content:
+                self._content = content
+                self.engine.post(_directory_changed(content))
 
     async def mend_recordings(self) -> None:
         """Finish what a crash left: files without an end, and files whose rows were lost."""
@@ -400,6 +414,7 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
             group.create_task(app.engine.run(), name="engine"),
             group.create_task(app.telephony.run(), name="telephony"),
             group.create_task(app.watch_flows(), name="flows"),
+            group.create_task(app.watch_directory(), name="directory"),
             group.create_task(app.mend_recordings(), name="recordings of before"),
             group.create_task(app.keep_asterisk(), name="asterisk"),
             *(

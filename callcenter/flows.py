@@ -958,10 +958,6 @@ class FlowSet:
         """The flow that the next call to this number takes; None for a number of no line."""
         return self._by_number.get(number)
 
-    def file_of(self, line: str) -> Path | None:
-        loaded = self._loaded.get(line)
-        return loaded.file if loaded else None
-
     def reload_changed(self) -> list[FlowError | Reloaded]:
         """Take what has changed on disk since the last time; each mistake is reported once, and its old flow stays.
 

@@ -194,8 +194,6 @@ class Call:
     """The queue the call waits in or was answered from."""
     queued_at: datetime | None = None
     head_start_seconds: float = 0.0
-    wanted_agent: UserId | None = None
-    """A transfer to this very agent; the queue takes over if he does not answer."""
     answered_at: datetime | None = None
     answered_by: UserId | None = None
     handled_by: tuple[UserId, ...] = ()

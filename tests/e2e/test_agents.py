@@ -1,8 +1,10 @@
 """Agents who miss, reject, vanish or contradict themselves: the caller is never lost for it."""
 
+import asyncio
+
 import pytest
 
-from tests.e2e.house import House, ProblemError, Talk, dial, talking, until_hears
+from tests.e2e.house import House, ProblemError, Talk, dial, talking, until, until_hears
 
 
 async def test_a_missed_offer_goes_to_the_next_agent(clean_house: House) -> None:
@@ -158,3 +160,31 @@ async def test_wrap_up_is_timed_and_ends_with_the_disposition(clean_house: House
         await talk.does("wrap-up", disposition="answered", note="")
         await talk.agent.until_state("ready", seconds=1)
         assert (await talk.until(lambda call: call["disposition"] is not None))["disposition"] == "answered"
+
+
+async def test_who_is_disabled_is_rung_no_more_and_comes_back(clean_house: House) -> None:
+    """Also one who has no screen whose closing could tell."""
+    async with (
+        clean_house.phone("1001"),
+        clean_house.rest("agent1") as rest,
+        clean_house.rest("admin") as admin,
+    ):
+        await until(lambda: rest.get("/api/v1/me"), lambda me: me["agent"]["phone_reachable"])
+        await rest.put("/api/v1/me/state", {"state": "ready"})
+
+        async def staffed() -> int:
+            queues = (await admin.get("/api/v1/queues"))["queues"]
+            return next(queue["staffed"] for queue in queues if queue["queue_id"] == "hotline")
+
+        assert await staffed() == 1
+        try:
+            disabled = await asyncio.to_thread(clean_house.command, "users", "disable", "agent1")
+            assert disabled.returncode == 0, disabled.stderr
+            await until(staffed, lambda count: count == 0)
+        finally:
+            await asyncio.to_thread(clean_house.command, "users", "disable", "agent1", "--undo")
+        async with clean_house.rest("leader1") as leader:
+            await until(
+                lambda: leader.get("/api/v1/agents"),
+                lambda seen: "agent1" in {agent["user_id"] for agent in seen["agents"]},
+            )
