@@ -16,9 +16,9 @@ from functools import partial
 import structlog
 
 from callcenter.domain.agents import Agent, Queue
-from callcenter.domain.calls import Call, CallId, Now, Phase, QueueId, UserId
+from callcenter.domain.calls import Call, CallId, EndReason, Now, Phase, QueueId, UserId
 from callcenter.domain.centre import ContactCentre, QueueStatus
-from callcenter.domain.messages import Alarm, Effect, Event, Request, SaveAgent, SaveCall
+from callcenter.domain.messages import Alarm, Effect, Event, Request, SaveAgent, SaveCall, TelephonyResynced
 
 log = structlog.get_logger(__name__)
 
@@ -171,6 +171,9 @@ class Engine:
         except Exception as error:  # noqa: BLE001  # see above
             _note_fault("decision failed", event, error)
             effects = self._centre.give_up(event, self._clock())
+            if isinstance(event, TelephonyResynced) and any(map(_gives_up, effects)):
+                # The others are still to be taken over; each time it is one call less.
+                self._inbox.appendleft(event)
         self._carry_out(effects)
 
     def _carry_out(self, effects: list[Effect]) -> None:
@@ -198,6 +201,10 @@ class Engine:
             _note_fault("effect failed", effect, error)
             return False
         return True
+
+
+def _gives_up(effect: Effect) -> bool:
+    return isinstance(effect, SaveCall) and effect.call.end_reason is EndReason.FAULT
 
 
 def _note_fault(what: str, subject: Event | Effect | None, error: Exception) -> None:

@@ -181,6 +181,7 @@ class ContactCentre:
         self._numbers: frozenset[str] = frozenset()
         self._telephony_up = False
         self._closing = False
+        self._reconciling: CallId | None = None
         self._serving: Timer | None = None
         self._now: Now
         self._out: list[Effect] = []
@@ -319,7 +320,10 @@ class ContactCentre:
         """This could not be dealt with (None: a deadline): that call alone goes to the dialplan's fallback."""
         self._now = now
         self._out.clear()
-        if failed is not None:
+        subject: str | None
+        if isinstance(failed, TelephonyResynced):
+            subject = self._reconciling
+        elif failed is not None:
             subject = getattr(failed, "leg_id", None) or getattr(failed, "call_id", None)
         else:
             subject = self._serving.subject if self._serving else None
@@ -1283,9 +1287,10 @@ class ContactCentre:
         self._telephony_up = False
         for call in list(self._calls.values()):
             if call.phase is not Phase.ENDED:
+                self._reconciling = call.call_id
                 self._reconcile(call, seen)
         for leg in event.legs:
-            call_id = call_id_of(leg.leg_id)
+            self._reconciling = call_id = call_id_of(leg.leg_id)
             known = self._calls.get(call_id)
             if call_id in self._given_up or (known is not None and known.leg(leg.leg_id) is not None):
                 continue
@@ -1295,6 +1300,7 @@ class ContactCentre:
                 self._adopt(leg, StepKind.ADOPTED)
             else:
                 self._out.append(HangUp(leg.leg_id))
+        self._reconciling = None
         self._release_stale_agents()
         self._telephony_up = True
         self._pair_up()

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from callcenter.domain.calls import CallId, EndReason, LegId
+import pytest
+
+from callcenter.domain.calls import CallId, EndReason, LegId, StepKind
 from callcenter.domain.centre import ContactCentre
 from callcenter.domain.messages import (
     Alarm,
@@ -10,9 +12,11 @@ from callcenter.domain.messages import (
     Effect,
     FallBack,
     FlowsChanged,
+    LegSeen,
     Play,
     SaveAgent,
     SaveCall,
+    TelephonyLost,
     TelephonyResynced,
     Wait,
 )
@@ -63,6 +67,40 @@ def test_a_fallback_that_fails_too_ends_there() -> None:
     engine.post(CallArrived(FIRST, "13800138000", "12345"))
     engine.drain()
     assert not engine.calls
+
+
+def test_a_call_that_cannot_be_taken_over_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a bug at one of three living callers, when the connection comes back, then the other two are served."""
+    done: list[Effect] = []
+    engine = engine_with(done.append)
+    engine.post(TelephonyLost("reset"))
+    third = CallId("ast1-1763763843.3")
+    adopt = ContactCentre._adopt
+
+    def fault(centre: ContactCentre, leg: LegSeen, how: StepKind) -> None:
+        adopt(centre, leg, how)
+        if leg.leg_id == SECOND:
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ContactCentre, "_adopt", fault)
+    seen = [LegSeen(LegId(call_id), up=True, dialled="96500") for call_id in (FIRST, SECOND, third)]
+    engine.post(TelephonyResynced(tuple(seen), frozenset()))
+    engine.drain()
+    assert FallBack(LegId(SECOND)) in done
+    assert set(engine.calls) == {FIRST, third}
+    assert engine.telephony_up
+
+
+def test_a_fault_of_the_resync_itself_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with(lambda _: None)
+
+    def fault(_: ContactCentre) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ContactCentre, "_pair_up", fault)
+    engine.post(TelephonyResynced((LegSeen(LegId(FIRST), up=True, dialled="96500"),), frozenset()))
+    engine.drain()
+    assert set(engine.calls) == {FIRST}
 
 
 def test_a_listener_that_raises_keeps_nothing_from_the_others() -> None:
