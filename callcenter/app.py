@@ -467,12 +467,10 @@ async def serve(settings: Settings, *, progress: Progress) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, progress=progress) as app:
+    async with running(settings, progress=progress):
         progress(_ready_line(settings))
-        waiting = asyncio.create_task(stop.wait(), name="until told to stop")
-        await waiting
+        await stop.wait()
         progress("正在停止 / stopping")
-        del app
 
 
 def _ready_line(settings: Settings) -> str:

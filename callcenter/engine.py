@@ -170,7 +170,7 @@ class Engine:
         # The net under decisions: a bug costs the call it happened in, which the dialplan's fallback takes, and no other.
         except Exception as error:  # noqa: BLE001  # see above
             _note_fault("decision failed", event, error)
-            effects = self._centre.give_up(event, self._clock())
+            effects = self._give_up(event)
             if isinstance(event, TelephonyResynced) and any(map(_gives_up, effects)):
                 # The others are still to be taken over; each time it is one call less.
                 self._inbox.appendleft(event)
@@ -180,8 +180,16 @@ class Engine:
         not_done = [effect for effect in effects if not self._done(effect)]
         for effect in not_done:
             # Once: what cannot be carried out now is not tried again with other words.
-            for last in self._centre.give_up(effect, self._clock()):
+            for last in self._give_up(effect):
                 self._done(last)
+
+    def _give_up(self, failed: Event | Effect | None) -> list[Effect]:
+        try:
+            return self._centre.give_up(failed, self._clock())
+        # A bug may have left the call in a state that cannot even be ended; the others go on all the same.
+        except Exception as error:  # noqa: BLE001  # see above
+            _note_fault("giving up failed", failed, error)
+            return []
 
     def _done(self, effect: Effect) -> bool:
         """Carry it out; False when its call cannot go on without it."""

@@ -238,7 +238,7 @@ class Telephony:
             self._post(snapshot)
             held_back, self._held_back = self._held_back, None
             for message in held_back or ():
-                self._take(message)
+                self._link.tell(self._take, message)  # as the link itself does: a bug at one costs no other
             # A new Asterisk has an empty queue, an old one may hold who was ready before the cut.
             for phone in self._ready | self._members:
                 self._mirror(phone)

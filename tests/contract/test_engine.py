@@ -103,6 +103,24 @@ def test_a_fault_of_the_resync_itself_is_not_tried_for_ever(monkeypatch: pytest.
     assert set(engine.calls) == {FIRST}
 
 
+def test_a_call_that_cannot_even_be_given_up_does_not_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def perform(effect: Effect) -> None:
+        if isinstance(effect, Play):
+            raise OSError("No space left on device")
+        done.append(effect)
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    done: list[Effect] = []
+    engine = engine_with(perform)
+    monkeypatch.setattr(ContactCentre, "_close", fault)
+    engine.post(CallArrived(FIRST, "13800138000", "12345"))
+    engine.post(CallArrived(SECOND, "13800138001", "96500"))
+    engine.drain()
+    assert any(isinstance(effect, Wait) and effect.leg_id == LegId(SECOND) for effect in done)
+
+
 def test_a_listener_that_raises_keeps_nothing_from_the_others() -> None:
     engine = engine_with(lambda _: None)
     heard: list[SaveCall | SaveAgent | Alarm] = []
