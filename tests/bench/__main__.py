@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, telephony
+from tests.bench import core, storage, telephony
 from tests.bench.rows import Row, Verdict
 
 WIDTH = 168
@@ -33,10 +33,13 @@ BENCHES = {
     "core": Bench(core.core, 60),
     "routing": Bench(core.routing, 60),
     "enter": Bench(telephony.enter, 150),
+    "enter100": Bench(telephony.enter_hundred, 240),
     "free": Bench(telephony.free, 180),
     "answer": Bench(telephony.answer, 120),
     "steps": Bench(telephony.steps, 180),
     "memory": Bench(core.memory, 120),
+    "journal": Bench(storage.journal, 120),
+    "start": Bench(storage.start, 900),
 }
 
 

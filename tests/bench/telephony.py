@@ -76,6 +76,10 @@ def enter(*, agents: int = 10, calls: int = 120, a_second: float = 5.0) -> list[
     ]
 
 
+def enter_hundred() -> list[Row]:
+    return enter(agents=100)
+
+
 def free(*, agents: int = 5, waiting: int = 200, calls: int = 120) -> list[Row]:
     """Agent's BYE -> the next INVITE to him, many waiting, random talk times."""
 
@@ -115,7 +119,7 @@ def answer(*, calls: int = 20) -> list[Row]:
 def steps(*, calls: int = 8) -> list[Row]:
     """The request over REST -> the change is heard."""
     took: dict[str, list[float]] = {}
-    with _standing(1) as house:
+    with standing(1) as house:
 
         async def all_of_it() -> None:
             for _ in range(calls):
@@ -310,7 +314,7 @@ def _on_both_lines(
             await _quiet(house, hall)
         return ours, native
 
-    with _standing(agents) as house:
+    with standing(agents) as house:
         return asyncio.run(both(house))
 
 
@@ -357,7 +361,7 @@ def _phone(house: House, user: str, password: str | None, pacer: Pacer, *, hears
 
 
 @contextlib.contextmanager
-def _standing(agents: int) -> Iterator[House]:
+def standing(agents: int) -> Iterator[House]:
     """A running house with so many agents at a queue of their own, and the native line beside it."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         house = House(Path(directory) / "h")

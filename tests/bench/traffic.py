@@ -68,13 +68,20 @@ class Traffic:
     """Calls at a rate that keeps ``agents`` about four fifths busy."""
 
     def __init__(
-        self, *, agents: int = 100, specialists: int = 20, seed: int = 1, record: bool = False
+        self,
+        *,
+        agents: int = 100,
+        specialists: int = 20,
+        seed: int = 1,
+        record: bool = False,
+        watch: Callable[[Effect], None] = lambda _: None,
     ) -> None:
         self._random = random.Random(seed)  # a benchmark, not a secret
         self._profiles = tuple(
             [_agent(number, english=number % 7 == 0) for number in range(agents)]
             + [_specialist(number) for number in range(specialists)]
         )
+        self._watch = watch
         self._seconds_between = (TALK_SECONDS + 30) / (agents * 0.8)
         self._now = Now(1000.0, MONDAY)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -173,6 +180,7 @@ class Traffic:
 
     def _live(self, effects: list[Effect]) -> None:
         for effect in effects:
+            self._watch(effect)
             match effect:
                 case Play(leg, play_id, prompts):
                     if any("menu" in name or "rating" in name for name in prompts) and self._chance(0.8):
