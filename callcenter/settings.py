@@ -305,11 +305,11 @@ class Disk(Section):
 
     min_free_mb: int = _setting(
         500,
-        zh="录音与数据所在磁盘的剩余空间低于此数时告警，/healthz 报不正常",
-        en="an alarm and an unhealthy /healthz when the disk of data or recordings has less than this",
+        zh="录音与数据所在磁盘的剩余空间低于此数时 /healthz 报 degraded（仍可用，须有人看）",
+        en="/healthz says degraded (it works, somebody must look) when the disk of data or recordings has less than this",
         unit="MB",
         ge=1,
-        le=1000000,
+        le=100_000_000,
     )
 
 

@@ -83,6 +83,21 @@ def test_a_port_in_use_is_one_clear_line(own_house: House, setting: str, kind: s
         house.close()
 
 
+async def test_a_flow_with_an_error_is_named_at_the_start_and_nothing_is_left(own_house: House) -> None:
+    house = own_house
+    try:
+        flow = house.flows / "12345.yaml"
+        flow.write_text(flow.read_text(encoding="utf-8").replace("queue: hotline", "queue: nowhere"), "utf-8")
+        ended = await asyncio.to_thread(house.command, "run")
+        assert ended.returncode == 1
+        assert "12345.yaml:" in ended.stderr
+        assert "nowhere" in ended.stderr
+        assert "Traceback" not in ended.stdout + ended.stderr
+        assert not [*house.data.glob("asterisk/**/asterisk.pid")]
+    finally:
+        house.close()
+
+
 async def test_a_wrong_ami_secret_is_one_clear_line(own_house: House) -> None:
     """An Asterisk that goes on running with another secret: the engine says so and does not start."""
     house = own_house
@@ -251,6 +266,24 @@ async def test_health_and_metrics(house: House) -> None:
         assert status == 200
         assert headers["Content-Type"].startswith("text/plain")
         assert b"callcenter_calls_ended" in text
+
+
+async def test_a_disk_that_is_nearly_full_is_told_and_calls_go_on(own_house: House) -> None:
+    house = own_house
+    house.environment["CALLCENTER_DISK__MIN_FREE_MB"] = "100000000"
+    try:
+        await asyncio.to_thread(house.start)
+        async with house.rest() as nobody:
+            health = await nobody.get("/healthz")
+        assert (health["standing"], health["components"]["disk"]["standing"]) == ("degraded", "degraded")
+        assert "disk" in health["components"]["disk"]["detail"]
+        async with house.person("agent1", "1001") as agent, house.caller() as citizen:
+            call = await dial(citizen)
+            desk = await agent.answers()
+            await call.hang_up()
+            await desk.ended.wait(5)
+    finally:
+        house.close()
 
 
 def test_production_refuses_demo_passwords(own_house: House) -> None:

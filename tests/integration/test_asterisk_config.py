@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from callcenter.asterisk.config import (
@@ -930,6 +931,27 @@ async def test_a_browsers_account_made_at_run_time(ami: Ami, wire: Callable[...,
     phone = wire("8888", address="127.0.0.5")
     phone.secret = "one-time"
     assert await phone.register() == 401
+
+
+async def test_a_browser_reaches_sip_over_ws_and_wss(real_asterisk: RealAsterisk) -> None:
+    """The handshake of RFC 7118, clause 4: the subprotocol `sip` is agreed on; then SIP is spoken."""
+    settings = real_asterisk.settings
+    addresses = (f"ws://127.0.0.1:{settings.http_port}/ws", f"wss://127.0.0.1:{settings.https_port}/ws")
+    ask = (
+        "OPTIONS sip:12345@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/WSS browser.invalid;branch=z9hG4bK1\r\n"
+        "Max-Forwards: 70\r\nFrom: <sip:browser@127.0.0.1>;tag=1\r\nTo: <sip:12345@127.0.0.1>\r\n"
+        "Call-ID: browser-1\r\nCSeq: 1 OPTIONS\r\nContact: <sip:browser@browser.invalid;transport=ws>\r\n"
+        "Content-Length: 0\r\n\r\n"
+    )
+    async with aiohttp.ClientSession() as session:
+        for address in addresses:
+            async with session.ws_connect(address, protocols=["sip"], ssl=False) as browser:
+                assert browser.protocol == "sip"
+                await browser.send_str(ask)
+                async with asyncio.timeout(5):
+                    answer = await browser.receive()
+                assert answer.data.startswith("SIP/2.0 ")
+                assert "browser-1" in answer.data
 
 
 def test_settings_are_frozen(real_asterisk: RealAsterisk) -> None:
