@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiUnavailable
+from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiTimeout, AmiUnavailable
 from callcenter.asterisk.translate import (
     Action,
     CallEffect,
@@ -25,9 +25,11 @@ from callcenter.domain.agents import Agent, AgentState
 from callcenter.domain.calls import LegId, Outcome, call_id_of
 from callcenter.domain.messages import (
     ArrangeFailed,
+    ConversationOver,
     Event,
     FellBack,
     LegEnded,
+    LegHungUp,
     LegSeen,
     PhoneSeen,
     Record,
@@ -41,6 +43,7 @@ _CHANNEL_GONE = re.compile(r"does not exist|not up|No such channel")
 """What Asterisk says of a channel that has been or is being hung up; "Redirect failed" of one it could not move."""
 
 _BEAT_SECONDS = 1.0
+_LET_GO_SECONDS = 0.5  # a hang-up reaches the dialplan's AfterTalk in 2 ms (docs/adr/0002)
 _MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
 
 
@@ -78,6 +81,7 @@ class Telephony:
         self._contacts: dict[str, dict[str, bool]] = {}
         self._ready: set[str] = set()
         """The phones of the ready agents: who should be in the fallback queue."""
+        self._postponed: dict[LegId, tuple[list[CallEffect], asyncio.TimerHandle]] = {}
         self._members: set[str] = set()
         """Who is in it, as Asterisk said last and was told since."""
 
@@ -96,7 +100,17 @@ class Telephony:
     # --- effects --------------------------------------------------------------------------------------------
 
     def perform(self, effect: CallEffect) -> None:
-        """Write the effect's actions now; what fails comes back as an event. OSError: no place for a message."""
+        """Write the effect's actions now, or when a leg they move has been let go; what fails comes back as an event.
+
+        OSError: no place for a message.
+        """
+        leg_id = self._switchboard.being_let_go(effect)
+        if leg_id is not None:
+            if leg_id not in self._postponed:
+                loop = asyncio.get_running_loop()
+                self._postponed[leg_id] = [], loop.call_later(_LET_GO_SECONDS, self._let_go, leg_id)
+            self._postponed[leg_id][0].append(effect)
+            return
         try:
             actions = self._switchboard.actions(effect)
         except OSError as error:
@@ -108,6 +122,19 @@ class Telephony:
         for action in actions:
             reply = self._link.submit(action.name, action.headers)
             reply.add_done_callback(partial(self._answered, action))
+
+    def _let_go(self, leg_id: LegId) -> None:
+        """Asterisk has let go of the leg (or should have by now): do what was waiting for that."""
+        self._switchboard.left(leg_id)
+        for effect in self._forget_postponed(leg_id):
+            self.perform(effect)
+
+    def _forget_postponed(self, leg_id: LegId) -> list[CallEffect]:
+        if leg_id not in self._postponed:
+            return []
+        effects, timer = self._postponed.pop(leg_id)
+        timer.cancel()
+        return effects
 
     def _answered(self, action: Action, reply: asyncio.Future[AmiMessage]) -> None:
         if reply.cancelled():
@@ -127,6 +154,9 @@ class Telephony:
         if isinstance(error, AmiUnavailable):
             return  # the resync that follows tells what lives
         if action.rings is not None:
+            if isinstance(error, AmiTimeout):
+                # It may ring all the same: nobody shall answer it and hear nothing.
+                self._link.submit("Hangup", {"Channel": action.rings}).add_done_callback(_note_failure)
             self._post(LegEnded(action.rings, Outcome.UNREACHABLE))
         elif action.arranges is not None:
             self._switchboard.forget_places(action.arranges)
@@ -182,8 +212,15 @@ class Telephony:
                 self._switchboard.settled(leg_of(message))
                 return
         event = event_of(message)
-        if isinstance(event, FellBack):
-            self._switchboard.left(LegId(event.call_id))
+        match event:
+            case FellBack(call_id):
+                self._switchboard.left(LegId(call_id))
+            case LegHungUp(leg_id):
+                self._switchboard.leaving(leg_id)
+            case ConversationOver(leg_id):
+                self._let_go(leg_id)
+            case LegEnded(leg_id):
+                self._forget_postponed(leg_id)
         if event is not None:
             self._post(event)
 
@@ -221,6 +258,8 @@ class Telephony:
     def _went_down(self, reason: str) -> None:
         self._up.clear()
         self._held_back = None
+        for leg_id in tuple(self._postponed):
+            self._forget_postponed(leg_id)
         self._post(TelephonyLost(reason))
 
     async def _resync_whenever_up(self) -> None:

@@ -1,7 +1,7 @@
 """The telephony against a scripted manager interface: what a resync puts right, and what a cut in its middle leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,8 +11,16 @@ import pytest
 
 from callcenter.asterisk.telephony import Telephony
 from callcenter.domain.agents import Agent, AgentState
-from callcenter.domain.calls import Call, CallId, LegId, Phase
-from callcenter.domain.messages import Event, Record, TakeMessage, TelephonyLost, TelephonyResynced
+from callcenter.domain.calls import Call, CallId, LegId, Outcome, Phase, Role
+from callcenter.domain.messages import (
+    Event,
+    LegEnded,
+    Record,
+    Ring,
+    TakeMessage,
+    TelephonyLost,
+    TelephonyResynced,
+)
 from callcenter.domain.recordings import RecordingKind
 from tests.contract.scripted_ami import Answer, Received, ScriptedAmi, message, nothing, success
 from tests.domain.house import LI, ZHANG
@@ -36,7 +44,7 @@ def no_disk(_call: Call, _leg: LegId, _kind: RecordingKind) -> Path:
 
 
 @asynccontextmanager
-async def telephony(peer: ScriptedAmi, posted: list[Event]) -> AsyncIterator[Telephony]:
+async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIterator[Telephony]:
     for action in ("CoreShowChannels", "PJSIPShowContacts"):
         peer.answers.setdefault(action, listed())
     peer.answers.setdefault("QueueStatus", listed(complete="QueueStatusComplete"))
@@ -47,7 +55,7 @@ async def telephony(peer: ScriptedAmi, posted: list[Event]) -> AsyncIterator[Tel
         secret="right",
         prompts=Path("/prompts"),
         raw_path=no_disk,
-        post=posted.append,
+        post=post,
     )
     running = asyncio.create_task(made.run(), name="telephony")
     try:
@@ -68,7 +76,7 @@ async def test_the_fallback_queue_is_made_what_the_ready_agents_are_after_every_
     async with ScriptedAmi() as peer:
         old = {"Event": "QueueMember", "Queue": "fallback", "Location": "PJSIP/1002"}
         peer.answers["QueueStatus"] = listed(old, complete="QueueStatusComplete")
-        async with telephony(peer, posted) as phones:
+        async with telephony(peer, posted.append) as phones:
             phones.mirror(is_(zhang, AgentState.READY))
             phones.mirror(is_(li, AgentState.NOT_READY))
             assert (await peer.expect("QueueAdd")).get("Interface") == "PJSIP/1001"
@@ -87,7 +95,7 @@ async def test_a_cut_in_the_middle_of_a_resync_leads_to_a_whole_one() -> None:
     async with ScriptedAmi() as peer:
         whole = listed()
         peer.answers["PJSIPShowContacts"] = nothing
-        async with telephony(peer, posted) as phones:
+        async with telephony(peer, posted.append) as phones:
             await peer.expect("PJSIPShowContacts")
             assert not phones.connected
             peer.answers["PJSIPShowContacts"] = whole
@@ -102,7 +110,21 @@ async def test_a_cut_in_the_middle_of_a_resync_leads_to_a_whole_one() -> None:
 async def test_a_full_disk_costs_the_recording_and_not_the_call() -> None:
     posted: list[Event] = []
     call = Call(CALL, "12345", "1", "12345", "1", datetime.now(UTC), Phase.TALKING, ())
-    async with ScriptedAmi() as peer, telephony(peer, posted) as phones:
+    async with ScriptedAmi() as peer, telephony(peer, posted.append) as phones:
         phones.perform(Record(call, LegId(CALL)))
         with pytest.raises(OSError, match="No space"):
             phones.perform(TakeMessage(call, LegId(CALL), 60))
+
+
+async def test_a_ring_of_which_asterisk_says_nothing_is_taken_back() -> None:
+    """It counts as unreachable after five seconds, and a phone that rings nevertheless stops."""
+    told: asyncio.Queue[Event] = asyncio.Queue()
+    leg_id = LegId(f"{CALL}-2")
+    async with ScriptedAmi() as peer:
+        peer.answers["Originate"] = nothing
+        async with telephony(peer, told.put_nowait) as phones:
+            assert isinstance(await told.get(), TelephonyResynced)
+            phones.perform(Ring(CALL, leg_id, Role.AGENT, "1001", 20, "13800138000", "12345"))
+            async with asyncio.timeout(10):
+                assert await told.get() == LegEnded(leg_id, Outcome.UNREACHABLE)
+            assert (await peer.expect("Hangup")).get("Channel") == leg_id
