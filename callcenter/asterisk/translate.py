@@ -25,6 +25,7 @@ from callcenter.domain.messages import (
     HangUp,
     LegAnswered,
     LegEnded,
+    LegHungUp,
     Meanwhile,
     MessageEnded,
     Mute,
@@ -57,6 +58,8 @@ def event_of(message: AmiMessage) -> Event | None:
     match message.name:
         case "Hangup":
             return LegEnded(leg_id, outcome_of(message.get("Cause"), message.get("TechCause")))
+        case "HangupRequest":
+            return LegHungUp(leg_id)
         case "DTMFEnd" if message.get("Direction") == "Received":
             return DigitPressed(leg_id, message.get("Digit"))
         case "UserEvent":
@@ -149,6 +152,8 @@ class Switchboard:
     _names: dict[LegId, str] = field(default_factory=dict)
     _moving: set[LegId] = field(default_factory=set)
     """Redirected, and not yet heard to have arrived."""
+    _let_go: set[LegId] = field(default_factory=set)
+    """In a plain bridge whose other party is leaving: on the way to the dialplan's ``AfterTalk``."""
 
     def actions(self, effect: CallEffect) -> list[Action]:
         match effect:
@@ -175,6 +180,7 @@ class Switchboard:
             case Arrange():
                 return self._arrange(effect)
             case HangUp(leg_id):
+                self.leaving(leg_id)
                 return [Action("Hangup", {"Channel": leg_id, "Cause": "16"})]
             case Mute(leg_id, on):
                 headers = {"Channel": leg_id, "Direction": "in", "State": "on" if on else "off"}
@@ -193,9 +199,27 @@ class Switchboard:
 
     def forget_leg(self, leg_id: LegId) -> None:
         """The leg has ended."""
+        self.leaving(leg_id)
         self.left(leg_id)
         self._names.pop(leg_id, None)
         self._moving.discard(leg_id)
+
+    def leaving(self, leg_id: LegId) -> None:
+        """The leg is about to end; Asterisk will let go of whoever is in a plain bridge with it."""
+        places = self._places.get(call_id_of(leg_id), {})
+        if places.get(leg_id) is _Where.BRIDGE:
+            self._let_go.update(o for o, where in places.items() if o != leg_id and where is _Where.BRIDGE)
+
+    def being_let_go(self, effect: CallEffect) -> LegId | None:
+        """A leg of the effect that must not be moved now: a Redirect is refused while its bridge dissolves."""
+        match effect:
+            case Play(leg_id) | Wait(leg_id) | FallBack(leg_id) | TakeMessage(_, leg_id):
+                moved: tuple[LegId, ...] = (leg_id,)
+            case Arrange():
+                moved = (*effect.together, *effect.held)
+            case _:
+                moved = ()
+        return next((leg_id for leg_id in moved if leg_id in self._let_go), None)
 
     def settled(self, leg_id: LegId) -> None:
         """The leg has arrived where it was last sent."""
@@ -210,6 +234,7 @@ class Switchboard:
         self._places.clear()
         self._names.clear()
         self._moving.clear()
+        self._let_go.clear()
         for row in rows:
             leg_id = leg_of(row)
             self.appeared(row)
@@ -238,6 +263,7 @@ class Switchboard:
         call_id = call_id_of(leg_id)
         places = self._places.get(call_id, {})
         places.pop(leg_id, None)
+        self._let_go.discard(leg_id)
         if not places:
             self._places.pop(call_id, None)
 

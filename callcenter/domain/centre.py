@@ -55,6 +55,7 @@ from callcenter.domain.messages import (
     Leave,
     LegAnswered,
     LegEnded,
+    LegHungUp,
     LegSeen,
     LogOut,
     Meanwhile,
@@ -366,6 +367,8 @@ class ContactCentre:
                 self._leg_answered(leg_id)
             case LegEnded(leg_id, outcome):
                 self._leg_ended(leg_id, outcome)
+            case LegHungUp(leg_id):
+                self._leg_hung_up(leg_id)
             case PromptsEnded(leg_id, play_id):
                 self._prompts_ended(leg_id, play_id)
             case DigitPressed(leg_id, digit):
@@ -931,6 +934,13 @@ class ContactCentre:
                 self._become(agent, _state_in(call, leg), call_id=call.call_id, leg_id=leg.leg_id)
 
     # --- a leg ends -----------------------------------------------------------------------------------------
+
+    def _leg_hung_up(self, leg_id: LegId) -> None:
+        """A party who was talking has hung up; how ringing ended is told by ``LegEnded`` alone."""
+        call = self._calls.get(call_id_of(leg_id))
+        leg = call.leg(leg_id) if call else None
+        if leg is not None and leg.up:
+            self._leg_ended(leg_id, Outcome.UNREACHABLE)
 
     def _leg_ended(self, leg_id: LegId, outcome: Outcome) -> None:
         self._given_up.discard(CallId(leg_id))

@@ -36,6 +36,16 @@ class LegEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class LegHungUp:
+    """The far end hung up: known before anybody else in the call is let go, and so the only witness of who was first.
+
+    ``LegEnded`` of the same leg follows.
+    """
+
+    leg_id: LegId
+
+
+@dataclass(frozen=True, slots=True)
 class PromptsEnded:
     leg_id: LegId
     play_id: int
@@ -147,6 +157,7 @@ Event = (
     CallArrived
     | LegAnswered
     | LegEnded
+    | LegHungUp
     | PromptsEnded
     | DigitPressed
     | MessageEnded

@@ -28,6 +28,7 @@ from callcenter.domain.messages import (
     HangUp,
     LegAnswered,
     LegEnded,
+    LegHungUp,
     Meanwhile,
     Mute,
     Play,
@@ -80,6 +81,7 @@ def test_a_leg_knows_its_call() -> None:
             message("Hangup", Uniqueid=AGENT, Cause="17", TechCause="SIP 486 Busy"),
             LegEnded(AGENT, Outcome.BUSY),
         ),
+        (message("HangupRequest", Uniqueid=CALLER, Cause="16"), LegHungUp(CALLER)),
         (message("Newexten", Uniqueid=AGENT), None),
     ],
 )
@@ -168,6 +170,31 @@ def test_a_leg_under_way_goes_to_the_room_because_bridge_might_overtake_its_redi
     board.actions(Wait(CALLER, Meanwhile.MUSIC))
     room = f"room-{CALL}"
     assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("go", CALLER, room), ("go", AGENT, room)]
+
+
+def test_nobody_is_moved_while_his_bridge_dissolves(board: Switchboard) -> None:
+    """Asterisk refuses a Redirect in that moment; the dialplan's AfterTalk ends it."""
+    board.actions(Arrange(CALL, (CALLER, AGENT)))
+    board.leaving(AGENT)
+    play = Play(CALLER, 1, ("rating_ask",), Meanwhile.QUIET)
+    assert board.being_let_go(play) == CALLER
+    assert board.being_let_go(Arrange(CALL, (CALLER, THIRD))) == CALLER
+    assert board.being_let_go(HangUp(CALLER)) is None
+    board.left(CALLER)
+    assert board.being_let_go(play) is None
+
+
+def test_a_party_moved_before_the_other_is_hung_up_is_not_being_let_go(board: Switchboard) -> None:
+    board.actions(Arrange(CALL, (CALLER, AGENT)))
+    board.actions(Wait(CALLER, Meanwhile.MUSIC))
+    board.actions(HangUp(AGENT))
+    assert board.being_let_go(Wait(CALLER, Meanwhile.MUSIC)) is None
+
+
+def test_who_stays_in_a_room_can_be_moved_at_once(board: Switchboard) -> None:
+    board.actions(Arrange(CALL, (CALLER, AGENT, THIRD)))
+    board.leaving(AGENT)
+    assert board.being_let_go(Wait(CALLER, Meanwhile.MUSIC)) is None
 
 
 def test_without_a_name_the_room_is_safe(board: Switchboard) -> None:

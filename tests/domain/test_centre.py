@@ -20,6 +20,7 @@ from callcenter.domain.messages import (
     Hold,
     Invite,
     Leave,
+    LegHungUp,
     LegSeen,
     LogOut,
     Meanwhile,
@@ -900,3 +901,22 @@ def test_a_caller_is_on_his_way_to_the_rating_before_his_agent_is_hung_up(house:
     house.answers(agent)
     effects = house.asks(HangUpCall(ZHANG.user_id, call_id))
     assert effects.index(only(Play, effects)) < effects.index(HangUp(agent))
+
+
+def test_the_first_to_hang_up_is_the_first_to_leave(house: House) -> None:
+    """A caller hangs up: his agent's leg ends a moment before his own, and yet he was the one who went."""
+    call_id, agent = house.talking(dialled="96500")
+    house.handle(LegHungUp(LegId(call_id)))
+    house.ends(agent)
+    house.ends(LegId(call_id))
+    call = house.saved_calls[call_id]
+    assert [step.leg_id for step in call.steps if step.kind is StepKind.LEFT] == [call_id, agent]
+    assert call.end_reason is EndReason.COMPLETED
+
+
+def test_a_phone_that_declines_is_heard_by_its_outcome_only(house: House) -> None:
+    house.ready(ZHANG)
+    call_id = house.arrives()
+    assert house.handle(LegHungUp(leg_id(call_id, 2))) == []
+    house.ends(leg_id(call_id, 2), Outcome.REFUSED)
+    assert house.agent(ZHANG).reason == "rejected"

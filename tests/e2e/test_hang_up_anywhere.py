@@ -2,7 +2,9 @@
 
 import asyncio
 
-from tests.e2e.house import House, dial, until
+import pytest
+
+from tests.e2e.house import House, dial, talking, until, until_hears
 
 
 async def _last_record(house: House, caller: str) -> dict:
@@ -68,6 +70,23 @@ async def test_in_the_same_moment_as_the_agent_answers(clean_house: House) -> No
         await agent.until(lambda me: me["agent"]["state"] in {"ready", "wrap_up"})
     record = await _last_record(clean_house, "13900000005")
     assert record["end_reason"] in {"abandoned_ringing", "completed"}
+
+
+@pytest.mark.parametrize("who", ["caller", "agent"])
+async def test_in_the_conversation_the_record_says_who_was_first(clean_house: House, who: str) -> None:
+    """And a caller whose agent hung up is asked for his rating."""
+    async with talking(clean_house, caller="13900000011") as talk:
+        await until_hears(talk.call, "agent")
+        await (talk.call if who == "caller" else talk.desk).hang_up()
+        await talk.agent.until_state("wrap_up")
+        if who == "agent":
+            talk.call.send_digits("2")
+            await talk.until(lambda call: call["rating"] == 2)
+        seen = await talk.until(lambda call: any(step["kind"] == "left" for step in call["steps"]))
+        first = next(step for step in seen["steps"] if step["kind"] == "left")
+        assert first["leg_id"] == (talk.call_id if who == "caller" else f"{talk.call_id}-2")
+        if who == "agent":
+            await talk.call.ended.wait(10)
 
 
 async def test_while_on_hold(clean_house: House) -> None:
