@@ -13,6 +13,7 @@ OPTIONS ?=
 help:
 	@echo 'make run     设置并启动 / set up and start (Ctrl-C stops)'
 	@echo 'make test    设置并运行全部测试 / set up and run every test'
+	@echo 'make bench   测量性能，与原生 Queue() 对照 / measure, beside the native Queue(); see docs/performance.md'
 	@echo 'make setup   只设置 / set up only'
 	@echo 'make check   格式、类型与分层检查 / format, lint, types, layers'
 	@echo 'make clean   删除可重建的东西 / remove what can be made again (never data or recordings)'
@@ -30,6 +31,12 @@ test: environment-dev
 	@tools/system-packages.sh postgresql espeak-ng baresip-core curl
 	@$(BIN)/callcenter setup --asterisk-only
 	@$(BIN)/pytest $(PYTEST_OPTIONS)
+
+# make bench NAMES="core enter" runs some of it.
+.PHONY: bench
+bench: environment-dev
+	@$(BIN)/callcenter setup --asterisk-only
+	@$(BIN)/python -m tests.bench $(NAMES)
 
 .PHONY: check
 check: environment-dev
