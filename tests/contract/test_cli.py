@@ -75,7 +75,7 @@ def test_settings_as_json(callcenter: RunCommand) -> None:
         "source": "default",
         "default": "500",
         "unit": "MB",
-        "allowed": "1–1000000",
+        "allowed": "1–100000000",
         "zh": rows["disk.min_free_mb"]["zh"],
         "en": rows["disk.min_free_mb"]["en"],
     }
