@@ -52,8 +52,8 @@ async def test_a_waiting_caller_is_told_his_place(clean_house: House) -> None:
     """Two wait: the first hears that he is first, the second that he is second; both go on waiting."""
     async with (
         changed_flow(clean_house, "12345", "every_seconds: 30", "every_seconds: 5"),
-        clean_house.caller("13900000041") as first,
-        clean_house.caller("13900000042") as second,
+        clean_house.caller("17100000041") as first,
+        clean_house.caller("17100000042") as second,
     ):
         calls = [await dial(first)]
         async with clean_house.rest("leader1") as leader:
@@ -84,7 +84,7 @@ async def _record_of(house: House, caller: str) -> dict[str, Any]:
 @pytest.mark.parametrize("ends_by", ["key", "hanging up"])
 async def test_a_caller_leaves_a_message(clean_house: House, ends_by: str) -> None:
     """Nobody came in time: the message is kept, as he spoke it, and his call says so."""
-    caller = "13900000043" if ends_by == "key" else "13900000044"
+    caller = "17100000043" if ends_by == "key" else "17100000044"
     async with (
         changed_flow(clean_house, "12345", "max_wait_seconds: 600", "max_wait_seconds: 10"),
         clean_house.caller(caller) as citizen,
@@ -115,14 +115,14 @@ async def test_a_caller_leaves_a_message(clean_house: House, ends_by: str) -> No
 
 
 async def test_a_caller_hangs_up_in_the_menu(clean_house: House) -> None:
-    async with clean_house.caller("13900000045") as citizen:
+    async with clean_house.caller("17100000045") as citizen:
         call = await dial(citizen, "12346")
         await call.hang_up()
-    assert (await _record_of(clean_house, "13900000045"))["end_reason"] == "abandoned_in_flow"
+    assert (await _record_of(clean_house, "17100000045"))["end_reason"] == "abandoned_in_flow"
 
 
 async def test_a_wrong_key_is_told_and_the_menu_comes_again(clean_house: House) -> None:
-    async with clean_house.caller("13900000046") as citizen:
+    async with clean_house.caller("17100000046") as citizen:
         call = await dial(citizen, "12346", sound=None)
         call.send_digits("9")
         await _hears_prompt(clean_house, call, "menu_invalid")

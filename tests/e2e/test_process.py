@@ -120,7 +120,7 @@ async def test_without_an_engine_callers_are_answered_by_the_fallback_queue(own_
     try:
         await asyncio.to_thread(prepared, house, offer_seconds=3, wrap_up_seconds=2)
         await asyncio.to_thread(house.start)
-        async with house.phone("1001") as handset, house.caller("13900000021") as citizen:
+        async with house.phone("1001") as handset, house.caller("17100000021") as citizen:
             async with house.rest("agent1") as rest:
                 await until(lambda: rest.get("/api/v1/me"), lambda me: me["agent"]["phone_reachable"])
                 await rest.put("/api/v1/me/state", {"state": "ready"})
@@ -172,8 +172,8 @@ async def test_the_engine_is_killed_and_takes_up_the_calls_that_were_going_on(ow
         await asyncio.to_thread(house.start)
         async with (
             house.person("agent1", "1001") as agent,
-            house.caller("13900000011") as first,
-            house.caller("13900000012") as second,
+            house.caller("17100000011") as first,
+            house.caller("17100000012") as second,
         ):
             talking = await dial(first)
             desk = await agent.answers()
@@ -209,7 +209,7 @@ async def test_a_call_whose_end_is_only_in_the_spill_file_is_not_taken_up_again(
     house = own_house
     try:
         await asyncio.to_thread(house.start)
-        async with house.person("agent1", "1001") as agent, house.caller("13900000013") as citizen:
+        async with house.person("agent1", "1001") as agent, house.caller("17100000013") as citizen:
             call = await dial(citizen)
             desk = await agent.answers()
             call_id = await agent.call_id()
@@ -305,7 +305,7 @@ async def test_asterisk_is_killed_and_comes_back(own_house: House) -> None:
     try:
         await asyncio.to_thread(prepared, house, offer_seconds=3, wrap_up_seconds=1)
         await asyncio.to_thread(house.start)
-        async with house.person("agent1", "1001") as agent, house.caller("13900000031") as citizen:
+        async with house.person("agent1", "1001") as agent, house.caller("17100000031") as citizen:
             await dial(citizen)
             await agent.answers()
             call_id = await agent.call_id()
@@ -314,7 +314,7 @@ async def test_asterisk_is_killed_and_comes_back(own_house: House) -> None:
             assert ended["end_reason"] == "telephony_lost"
             async with house.rest() as nobody:
                 await until(lambda: nobody.get("/healthz"), lambda h: h["standing"] == "ok", seconds=20)
-        async with house.person("agent1", "1001") as agent, house.caller("13900000032") as citizen:
+        async with house.person("agent1", "1001") as agent, house.caller("17100000032") as citizen:
             call = await dial(citizen)
             desk = await agent.answers()
             await until_hears(call, "agent")
