@@ -21,7 +21,7 @@ from callcenter.asterisk.translate import (
     is_ours,
     leg_of,
 )
-from callcenter.domain.agents import Agent, AgentState
+from callcenter.domain.agents import Agent, AgentState, UserRole
 from callcenter.domain.calls import LegId, Outcome, call_id_of
 from callcenter.domain.messages import (
     ArrangeFailed,
@@ -167,7 +167,9 @@ class Telephony:
         phone = agent.profile.phone
         if phone is None:
             return
-        (self._ready.add if agent.state is AgentState.READY else self._ready.discard)(phone)
+        # Specialists are there to be asked, not to take calls.
+        ready = agent.state is AgentState.READY and UserRole.AGENT in agent.profile.roles
+        (self._ready.add if ready else self._ready.discard)(phone)
         if self.connected:
             self._mirror(phone)
 
