@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = parser.parse_args(arguments).names or list(BENCHES)
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the table stands alone
+    before = _load()
     rows = [row for name in names for row in _measured(name)]
-    _print(rows)
+    _print(rows, load=f"load average before {before}, after {_load()}")
     return 0 if not any(row.verdict is Verdict.FAILED for row in rows) else 1
 
 
@@ -87,11 +90,12 @@ def _at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _print(rows: list[Row]) -> None:
-    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    machine = (
-        f"{os.cpu_count()} CPUs ({_cpu_name()}), Python {platform.python_version()}, load average {load}"
-    )
+def _load() -> str:
+    return " ".join(f"{value:.2f}" for value in os.getloadavg())
+
+
+def _print(rows: list[Row], *, load: str) -> None:
+    machine = f"{os.cpu_count()} CPUs ({_cpu_name()}), Python {platform.python_version()}, {load}"
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH, no_color=True)
     table = Table(
         "what", "ours", "beside it, same run", "target", "verdict", title=machine, title_justify="left"
