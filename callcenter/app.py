@@ -314,13 +314,27 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
             progress("Asterisk")
             instance = await _instance(settings, database, content, flows)
             app = App(settings, database, instance, flows)
-            if app.asterisk.pid is None:
-                await app.asterisk.start()
-            try:
-                async with _tasks(app, listening, progress):
-                    yield app
-            finally:
-                await app.asterisk.stop()
+            async with _asterisk(app), _tasks(app, listening, progress):
+                yield app
+
+
+@contextlib.asynccontextmanager
+async def _asterisk(app: App) -> AsyncIterator[None]:
+    """Asterisk, started if it is not there; stopped at the end, but not when the engine fails.
+
+    Then its fallback queue goes on answering, and the next engine takes the calls up. What was started here and never
+    came to work is taken away again.
+    """
+    started_here = app.asterisk.pid is None
+    if started_here:
+        await app.asterisk.start()
+    try:
+        yield
+    except BaseException:
+        if started_here and not app.telephony.has_been_up:
+            await app.asterisk.stop()
+        raise
+    await app.asterisk.stop()
 
 
 @contextlib.contextmanager

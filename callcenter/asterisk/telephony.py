@@ -16,6 +16,7 @@ from callcenter.asterisk.translate import (
     CallEffect,
     RawPath,
     Switchboard,
+    arrival_of,
     caller_of,
     event_of,
     is_ours,
@@ -77,10 +78,13 @@ class Telephony:
             on_down=self._went_down,
         )
         self._up = asyncio.Event()
+        self.has_been_up = False
+        """Whether calls could be steered at any time since the start."""
         self._held_back: deque[AmiMessage] | None = None
         self._contacts: dict[str, dict[str, bool]] = {}
         self._ready: set[str] = set()
         """The phones of the ready agents: who should be in the fallback queue."""
+        self._coming: dict[LegId, AmiMessage] = {}
         self._postponed: dict[LegId, tuple[list[CallEffect], asyncio.TimerHandle]] = {}
         self._members: set[str] = set()
         """Who is in it, as Asterisk said last and was told since."""
@@ -201,6 +205,10 @@ class Telephony:
                 return
             case "Hangup":
                 self._switchboard.forget_leg(leg_of(message))
+                coming = self._coming.pop(leg_of(message), None)
+                if coming is not None:
+                    # Gone between the answer and CallArrived: he called, so there is a record of it.
+                    self._post(arrival_of(coming))
             case "OriginateResponse":
                 # A phone without a registration never becomes a channel, so no Hangup tells of it.
                 leg_id = LegId(message.get("ActionID"))
@@ -210,6 +218,11 @@ class Telephony:
             case "ContactStatus":
                 self._contact(message.get("AOR"), message.get("URI"), message.get("ContactStatus"))
                 return
+            case "UserEvent" if message.get("UserEvent") == "CallComing":
+                self._coming[leg_of(message)] = message
+                return
+            case "UserEvent" if message.get("UserEvent") == "CallArrived":
+                self._coming.pop(leg_of(message), None)
             case "UserEvent" if message.get("UserEvent") == "Settled":
                 self._switchboard.settled(leg_of(message))
                 return
@@ -253,6 +266,7 @@ class Telephony:
     # --- connection -----------------------------------------------------------------------------------------
 
     def _came_up(self) -> None:
+        self.has_been_up = True
         self._held_back = deque()
         self._say_alive()
         self._up.set()
@@ -260,6 +274,7 @@ class Telephony:
     def _went_down(self, reason: str) -> None:
         self._up.clear()
         self._held_back = None
+        self._coming.clear()
         for leg_id in tuple(self._postponed):
             self._forget_postponed(leg_id)
         self._post(TelephonyLost(reason))

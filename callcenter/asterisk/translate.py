@@ -71,7 +71,7 @@ def event_of(message: AmiMessage) -> Event | None:
 def _user_event(message: AmiMessage, leg_id: LegId) -> Event | None:
     match message.get("UserEvent"):
         case "CallArrived":
-            return CallArrived(CallId(leg_id), caller_of(message), message.get("Dialled"))
+            return arrival_of(message)
         case "LegAnswered":
             return LegAnswered(leg_id)
         case "PromptEnded" if message.get("PlayId").isdigit():
@@ -84,6 +84,11 @@ def _user_event(message: AmiMessage, leg_id: LegId) -> Event | None:
             return FellBack(CallId(leg_id), caller_of(message), message.get("Dialled"))
         case _:
             return None
+
+
+def arrival_of(message: AmiMessage) -> CallArrived:
+    """The arrival that ``CallArrived``, or before it ``CallComing``, tells of."""
+    return CallArrived(CallId(leg_of(message)), caller_of(message), message.get("Dialled"))
 
 
 def caller_of(message: AmiMessage) -> str:

@@ -13,6 +13,7 @@ from callcenter.asterisk.telephony import Telephony
 from callcenter.domain.agents import Agent, AgentState
 from callcenter.domain.calls import Call, CallId, LegId, Outcome, Phase, Role
 from callcenter.domain.messages import (
+    CallArrived,
     Event,
     LegEnded,
     Record,
@@ -128,3 +129,28 @@ async def test_a_ring_of_which_asterisk_says_nothing_is_taken_back() -> None:
             async with asyncio.timeout(10):
                 assert await told.get() == LegEnded(leg_id, Outcome.UNREACHABLE)
             assert (await peer.expect("Hangup")).get("Channel") == leg_id
+
+
+async def test_a_caller_who_is_gone_before_he_has_arrived_still_called() -> None:
+    """He hung up in the instant of the answer: the dialplan never came to CallArrived."""
+    posted: list[Event] = []
+    here = {"Uniqueid": str(CALL), "CallerIDNum": "13800138000", "Dialled": "12345"}
+    async with ScriptedAmi() as peer, telephony(peer, posted.append) as phones:
+        await peer.until(lambda: phones.connected)
+        await peer.send(message(Event="UserEvent", UserEvent="CallComing", **here))
+        await peer.send(message(Event="Hangup", Uniqueid=str(CALL), Cause="16"))
+        await peer.until(lambda: len(posted) == 3)
+    ended = LegEnded(LegId(CALL), Outcome.UNREACHABLE)
+    assert posted[1:3] == [CallArrived(CALL, "13800138000", "12345"), ended]
+
+
+async def test_a_caller_who_has_arrived_arrives_once() -> None:
+    posted: list[Event] = []
+    here = {"Uniqueid": str(CALL), "CallerIDNum": "13800138000", "Dialled": "12345"}
+    async with ScriptedAmi() as peer, telephony(peer, posted.append) as phones:
+        await peer.until(lambda: phones.connected)
+        for told in ("CallComing", "CallArrived"):
+            await peer.send(message(Event="UserEvent", UserEvent=told, **here))
+        await peer.send(message(Event="Hangup", Uniqueid=str(CALL), Cause="16"))
+        await peer.until(lambda: len(posted) == 3)
+    assert [type(each) for each in posted[1:3]] == [CallArrived, LegEnded]

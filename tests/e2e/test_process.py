@@ -104,12 +104,14 @@ async def test_a_wrong_ami_secret_is_one_clear_line(own_house: House) -> None:
     try:
         await asyncio.to_thread(house.start)
         await asyncio.to_thread(house.kill)
+        asterisk = _asterisk_pid(house)
         (house.data / "ami.secret").write_text("a-secret-that-asterisk-does-not-know")
         ended = await asyncio.to_thread(house.command, "run")
         assert ended.returncode != 0
         complaint = ended.stderr.strip().splitlines()
         assert len(complaint) == 1, ended.stderr
         assert "secret" in complaint[0]
+        assert _lives(asterisk)  # its calls are not the new engine's to end
     finally:
         house.close()
 
