@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.house import House, ProblemError, dial, until
+from tests.e2e.house import House, ProblemError, dial, until, until_hears
 
 
 async def test_ranges_roles_and_the_trace_of_who_listened(clean_house: House) -> None:
@@ -10,6 +10,9 @@ async def test_ranges_roles_and_the_trace_of_who_listened(clean_house: House) ->
         call = await dial(citizen)
         desk = await agent.answers()
         call_id = await agent.call_id()
+        # Something must have been said: a talk of a few milliseconds leaves no sound to keep.
+        await until_hears(call, "agent")
+        await until_hears(desk, "caller")
         await call.hang_up()
         await desk.ended.wait(5)
         files = (
