@@ -17,7 +17,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, storage, telephony
+from tests.bench import core, load, storage, telephony
 from tests.bench.rows import Row, Verdict
 
 WIDTH = 168
@@ -38,6 +38,7 @@ BENCHES = {
     "free": Bench(telephony.free, 180),
     "answer": Bench(telephony.answer, 120),
     "steps": Bench(telephony.steps, 180),
+    "load": Bench(load.load, 180),
     "memory": Bench(core.memory, 120),
     "journal": Bench(storage.journal, 120),
     "start": Bench(storage.start, 900),

@@ -10,7 +10,7 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,23 +32,11 @@ houses.FIRST_PORT, houses.LAST_PORT = 26_000, 26_999
 """Beside a test run that goes on at the same time."""
 
 OURS, NATIVE = "99000", "99001"
-NATIVE_DIALPLAN = f"""
-[from-trunk](+)
-exten => {NATIVE},1,Answer(,i)
- same => n,Queue(bench)
- same => n,Hangup()
-"""
 HEARTBEAT_SECONDS = 2.0
 """Loading the dialplan again empties the globals; by then the engine has set its beat anew."""
-FLOW = {
-    "line": OURS,
-    "name": {"zh": "测量", "en": "Measuring"},
-    "numbers": [OURS],
-    "start": "人工",
-    "nodes": {
-        "人工": {"queue": {"queue": "bench", "on_give_up": "挂机"}},
-        "挂机": {"hangup": {}},
-    },
+NODES: Mapping[str, object] = {
+    "人工": {"queue": {"queue": "bench", "on_give_up": "挂机"}},
+    "挂机": {"hangup": {}},
 }
 LOGINS_AT_ONCE = 4
 SAMPLE_SECONDS = 0.02
@@ -305,7 +293,7 @@ def _on_both_lines(
     """Measure our line, then the native one, each with its own agents at the same phones."""
 
     async def both(house: House) -> tuple[Spread, Spread]:
-        async with _hall(house, agents) as (hall, people):
+        async with at_work(house, agents, hears=agents == 1) as (hall, people):
             ours = await measure(hall, OURS)
             for person in people:
                 await person.set("not_ready", "rest")
@@ -327,7 +315,10 @@ async def _quiet(house: House, hall: Hall) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _hall(house: House, agents: int) -> AsyncIterator[tuple[Hall, list[Person]]]:
+async def at_work(
+    house: House, agents: int, *, hears: bool = False
+) -> AsyncIterator[tuple[Hall, list[Person]]]:
+    """Everybody logged in, at his phone and ready; ``hears``: the phones keep what they are sent."""
     async with AsyncExitStack() as stack:
         pacer = await stack.enter_async_context(Pacer())
         turns = asyncio.Semaphore(LOGINS_AT_ONCE)
@@ -336,7 +327,7 @@ async def _hall(house: House, agents: int) -> AsyncIterator[tuple[Hall, list[Per
             async with turns:
                 rest: Rest = await stack.enter_async_context(house.rest(f"bench{number}"))
             phone = await stack.enter_async_context(
-                _phone(house, f"{_phone_number(number)}", "demo", pacer, hears=agents == 1)
+                _phone(house, f"{_phone_number(number)}", "demo", pacer, hears=hears)
             )
             await phone.register()
             person = Person(house, f"bench{number}", rest, phone)
@@ -345,7 +336,7 @@ async def _hall(house: House, agents: int) -> AsyncIterator[tuple[Hall, list[Per
             return person
 
         people = await asyncio.gather(*(comes(number) for number in range(agents)))
-        trunk = await stack.enter_async_context(_phone(house, "13800000000", None, pacer, hears=False))
+        trunk = await stack.enter_async_context(_phone(house, "13800000000", None, pacer, hears=hears))
         yield Hall(house, [person.phone for person in people], trunk), people
 
 
@@ -361,20 +352,36 @@ def _phone(house: House, user: str, password: str | None, pacer: Pacer, *, hears
 
 
 @contextlib.contextmanager
-def standing(agents: int) -> Iterator[House]:
-    """A running house with so many agents at a queue of their own, and the native line beside it."""
+def standing(
+    agents: int,
+    *,
+    start: str = "人工",
+    nodes: Mapping[str, object] = NODES,
+    before_queue: Callable[[House], Sequence[str]] = lambda _: (),
+) -> Iterator[House]:
+    """A running house with so many agents at a queue of their own, and the native line beside it.
+
+    ``start`` and ``nodes`` are our line's flow, ``before_queue`` what the native line's dialplan does first.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         # Wherever compiled modules may not be written, every start compiles them all again: 2 s that are not the engine's.
         compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{directory}/pyc"}
         house = House(Path(directory) / "h", settings=compiled)
         try:
-            (house.flows / f"{OURS}.yaml").write_text(yaml.safe_dump(FLOW, allow_unicode=True), "utf-8")
+            flow = {
+                "line": OURS,
+                "name": {"zh": "测量", "en": "Measuring"},
+                "numbers": [OURS],
+                "start": start,
+                "nodes": dict(nodes),
+            }
+            (house.flows / f"{OURS}.yaml").write_text(yaml.safe_dump(flow, allow_unicode=True), "utf-8")
             content = Path(directory) / "content.yaml"
             content.write_text(yaml.safe_dump(_content(agents), allow_unicode=True), "utf-8")
             houses.prepared(house, offer_seconds=10, wrap_up_seconds=0)
             asyncio.run(_seed(house, content))
             house.start()
-            _add_native(house, agents)
+            _add_native(house, agents, before_queue(house))
             yield house
         finally:
             house.close()
@@ -417,10 +424,12 @@ async def _seed(house: House, content: Path) -> None:
         await Directory(database).seed(content)
 
 
-def _add_native(house: House, agents: int) -> None:
+def _add_native(house: House, agents: int, before_queue: Sequence[str]) -> None:
     configuration = next(house.data.glob("asterisk/**/etc/asterisk.conf"))
+    steps = ["Answer(,i)", *before_queue, "Queue(bench)", "Hangup()"]
     with (configuration.parent / "extensions.conf").open("a", encoding="utf-8") as file:
-        file.write(NATIVE_DIALPLAN)
+        file.write(f"\n[from-trunk](+)\nexten => {NATIVE},1,NoOp()\n")
+        file.writelines(f" same => n,{step}\n" for step in steps)
     members = "".join(f"member = PJSIP/{_phone_number(number)}\n" for number in range(agents))
     with (configuration.parent / "queues.conf").open("a", encoding="utf-8") as file:
         file.write(f"\n[bench]\nstrategy = leastrecent\ntimeout = 10\nretry = 1\nringinuse = no\n{members}")
