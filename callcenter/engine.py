@@ -1,7 +1,8 @@
 """The single writer: everything that happens goes through one inbox into the centre, and its effects come out.
 
 The engine holds the clock. It calls ``advance`` before each event so that a deadline is never behind a burst, and
-lets the loop breathe every few hundred events.
+lets the loop breathe every few hundred events. While it runs, an event is dealt with where it is posted: from the
+manager's socket to the action written on it there is no other task to wait for.
 """
 
 import asyncio
@@ -51,7 +52,12 @@ class Engine:
         self._clock = clock
         # Not bounded: dropping an event would lose a call. What fills it is bounded by Asterisk's own pace.
         self._inbox: deque[Event | _Asked] = deque()
-        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Set while it runs."""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
+        """Not after the next deadline; where that has moved away, the alarm finds nothing due and is set anew."""
+        self._busy = False
         self._listeners: list[Listener] = []
         self.lag_seconds = 0.0
         """How late the last deadline was served: the health of the event loop."""
@@ -59,9 +65,12 @@ class Engine:
     # --- for the adapters -----------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
-        """Say that something has happened; returns at once, order is kept."""
+        """Say that something has happened; order is kept.
+
+        A running engine has dealt with it on return, but for one that is posted while it deals with another.
+        """
         self._inbox.append(event)
-        self._wake.set()
+        self._work()
 
     async def ask(self, request: Request) -> None:
         """Do what a user asks; raises Refused, and then nothing has changed."""
@@ -74,7 +83,7 @@ class Engine:
     def _queue(self, request: Request | None) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.append(_Asked(request, done))
-        self._wake.set()
+        self._work()
         return done
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -116,41 +125,52 @@ class Engine:
 
     async def run(self) -> None:
         """Turn events into effects until cancelled; everything in the inbox at that moment is still done."""
+        self._loop = asyncio.get_running_loop()
         try:
-            while True:
-                await self._sleep()
-                self.drain(at_most=_BREATH)
-                await asyncio.sleep(0)
+            self._work()
+            await self._loop.create_future()
         finally:
+            self._loop = None
+            if self._alarm is not None:
+                self._alarm.cancel()
             self.drain()
 
-    async def _sleep(self) -> None:
-        """Until there is an event or a deadline."""
+    def _work(self) -> None:
+        """Deal with what is in the inbox, and have the next deadline kept."""
+        if self._loop is None or self._busy:
+            return
+        self.drain(at_most=_BREATH)
         if self._inbox:
-            return
-        self._wake.clear()
+            self._loop.call_soon(self._work)
         due = self._centre.next_deadline()
-        if due is None:
-            await self._wake.wait()
+        if due is None or (self._alarm is not None and self._alarm_at <= due):
             return
-        try:
-            async with asyncio.timeout(max(0.0, due - self._clock().seconds)):
-                await self._wake.wait()
-        except TimeoutError:
-            self.lag_seconds = max(0.0, self._clock().seconds - due)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = due
+        self._alarm = self._loop.call_later(due - self._clock().seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.lag_seconds = max(0.0, self._clock().seconds - self._alarm_at)
+        self._work()
 
     def drain(self, *, at_most: int | None = None) -> None:
         """Take what is in the inbox, deadlines first, one turn each."""
-        self._turn(self._centre.advance, None)
-        taken = 0
-        while self._inbox and (at_most is None or taken < at_most):
-            taken += 1
-            item = self._inbox.popleft()
-            if isinstance(item, _Asked):
-                self._answer(item)
-            else:
-                self._turn(partial(self._centre.handle, item), item)
+        self._busy = True
+        try:
             self._turn(self._centre.advance, None)
+            taken = 0
+            while self._inbox and (at_most is None or taken < at_most):
+                taken += 1
+                item = self._inbox.popleft()
+                if isinstance(item, _Asked):
+                    self._answer(item)
+                else:
+                    self._turn(partial(self._centre.handle, item), item)
+                self._turn(self._centre.advance, None)
+        finally:
+            self._busy = False
 
     def _answer(self, asked: _Asked) -> None:
         if asked.done.done():
