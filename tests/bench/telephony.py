@@ -28,7 +28,7 @@ from tests.bench.rows import Row, Spread, judged, spread
 from tests.e2e import house as houses
 from tests.e2e.house import TONES, House, Person, Rest, Talk, until, until_hears
 
-houses.FIRST_PORT, houses.LAST_PORT = 26_000, 26_999
+houses.FIRST_PORT, houses.LAST_PORT = 27_000, 29_999
 """Beside a test run that goes on at the same time."""
 
 OURS, NATIVE = "99000", "99001"
