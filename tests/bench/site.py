@@ -33,7 +33,7 @@ RTP_START, RTP_END = 10_000, 13_999
 """Two thousand parties; Asterisk takes the next port when somebody else has one."""
 CODECS = (Codec.PCMU, Codec.PCMA)
 REGISTERED_AT_ONCE, LOGINS_AT_ONCE = 10, 4
-WELCOME = {"欢迎": {"play": {"prompts": ["welcome_12345"], "next": "人工"}}}
+WELCOME = {"欢迎": {"play": {"prompts": ["welcome_12345"]}, "next": "人工"}}
 
 
 @dataclass(frozen=True, slots=True)
