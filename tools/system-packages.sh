@@ -8,6 +8,7 @@ present() {
         python3-venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' ;;
         baresip-core) command -v baresip ;;
         postgresql) ls /usr/lib/postgresql/*/bin/initdb || command -v initdb ;;
+        libc6-dev) [ -e /usr/include/stdio.h ] ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }

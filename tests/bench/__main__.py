@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -17,10 +18,10 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, load, storage, telephony
+from tests.bench import core, crowd, growth, load, media, storage, telephony
 from tests.bench.rows import Row, Verdict
 
-WIDTH = 168
+WIDTH = 120
 """Of a table that goes into a file."""
 
 
@@ -28,6 +29,8 @@ class Bench(NamedTuple):
     measure: Callable[[], list[Row]]
     seconds: int
     """It is given up after this."""
+    only_by_name: bool = False
+    """It takes too long to be part of everything."""
 
 
 BENCHES = {
@@ -42,21 +45,38 @@ BENCHES = {
     "memory": Bench(core.memory, 120),
     "journal": Bench(storage.journal, 120),
     "start": Bench(storage.start, 900),
+    "free1000": Bench(crowd.free_thousand, 400),
+    "media": Bench(media.media, 600),
+    "growth": Bench(growth.growth, 1_200),
+    "soak": Bench(growth.soak, int(growth.SOAK_SECONDS) + 300, only_by_name=True),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    everything = [name for name, bench in BENCHES.items() if not bench.only_by_name]
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which to run; all without: {', '.join(BENCHES)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which to run, of {', '.join(BENCHES)}; all but soak without",
     )
-    names = parser.parse_args(arguments).names or list(BENCHES)
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/performance.md")
+    options = parser.parse_args(arguments)
+    names = options.names or everything
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(BENCHES)}")
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the table stands alone
-    before = _load()
-    rows = [row for name in names for row in _measured(name)]
-    _print(rows, load=f"load average before {before}, after {_load()}")
+    before, began = _load(), time.monotonic()
+    rows: list[Row] = []
+    with contextlib.suppress(KeyboardInterrupt):  # what has been measured is not lost
+        for name in names:
+            rows += _measured(name)
+    (_print_markdown if options.markdown else _print)(rows)
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d}, {(time.monotonic() - began) / 60:.0f} min; {os.cpu_count()} CPUs ({_cpu_name()}), "
+        f"Python {platform.python_version()}; load average before {before}, after {_load()}"
+    )
     return 0 if not any(row.verdict is Verdict.FAILED for row in rows) else 1
 
 
@@ -95,12 +115,12 @@ def _load() -> str:
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 
-def _print(rows: list[Row], *, load: str) -> None:
-    machine = f"{os.cpu_count()} CPUs ({_cpu_name()}), Python {platform.python_version()}, {load}"
+HEADINGS = ("what", "ours", "beside it, same run", "target", "verdict")
+
+
+def _print(rows: list[Row]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH, no_color=True)
-    table = Table(
-        "what", "ours", "beside it, same run", "target", "verdict", title=machine, title_justify="left"
-    )
+    table = Table(*HEADINGS, show_lines=True)
     colours = {
         Verdict.MET: "green",
         Verdict.MISSED: "red",
@@ -112,6 +132,17 @@ def _print(rows: list[Row], *, load: str) -> None:
             row.what, row.ours, row.beside, row.target, row.verdict.value, style=colours[row.verdict]
         )
     console.print(table)
+
+
+def _print_markdown(rows: list[Row]) -> None:
+    print(f"| {' | '.join(HEADINGS)} |")
+    print("|---" * len(HEADINGS) + "|")
+    for row in rows:
+        well = row.verdict in (Verdict.MET, Verdict.SHOWN)
+        verdict = row.verdict.value if well else f"**{row.verdict.value}**"
+        cells = (row.what, row.ours, row.beside, row.target, verdict)
+        print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    print()
 
 
 def _cpu_name() -> str:
