@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from sqlalchemy import text
 
 from callcenter.api.ports import Component, Standing
 from callcenter.api.server import build_app
+from callcenter.asterisk.ami import AmiError
 from callcenter.asterisk.config import Instance, InstanceSettings, Phone, PhoneKind, render
 from callcenter.asterisk.install import ensure_asterisk
 from callcenter.asterisk.process import AsteriskProcess, AsteriskStartFailed
@@ -51,10 +53,12 @@ log = structlog.get_logger(__name__)
 
 Progress = Callable[[str], None]
 
+CONSOLE = Path(__file__).parents[1] / "agent_console" / "dist"
 DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
 _DIRECTORY_POLL_SECONDS = 2.0
 _GOODBYE_SECONDS = 3.0
+_BROWSERS_SECONDS = 10.0
 _RESTART_SECONDS = 2.0
 _DATABASE_RETRY_SECONDS = 5.0
 _SPILL_SECONDS = 10.0
@@ -167,6 +171,18 @@ class App:
             if content != self._content:
                 self._content = content
                 self.engine.post(_directory_changed(content))
+
+    async def end_browsers_phones(self) -> None:
+        """A telephone in a browser ends with its user's last login; the desk phone rings again."""
+        while True:
+            await asyncio.sleep(_BROWSERS_SECONDS)
+            with contextlib.suppress(DatabaseAway, AmiError):  # the next round does it
+                logged_in = await self.accounts.logged_in()
+                numbers = {
+                    agent.profile.phone for agent in self.engine.agents.values() if agent.user_id in logged_in
+                }
+                for number in self.telephony.numbers_in_browsers - numbers:
+                    await self.telephony.use_desk_phone(number)
 
     async def mend_recordings(self) -> None:
         """Finish what a crash left: files without an end, and files whose rows were lost."""
@@ -407,6 +423,8 @@ async def _instance(
         system_name=settings.asterisk.system_name,
         trunk_addresses=settings.sip.trunk_addresses,
         trunk_contact=settings.sip.trunk_contact,
+        tls_certificate=_file(settings.http.certificate),
+        tls_private_key=_file(settings.http.private_key),
         fallback_prompt="system_trouble",
     )
     install = await asyncio.to_thread(
@@ -429,6 +447,7 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
             group.create_task(app.telephony.run(), name="telephony"),
             group.create_task(app.watch_flows(), name="flows"),
             group.create_task(app.watch_directory(), name="directory"),
+            group.create_task(app.end_browsers_phones(), name="telephones in browsers"),
             group.create_task(app.mend_recordings(), name="recordings of before"),
             group.create_task(app.keep_asterisk(), name="asterisk"),
             *(
@@ -460,6 +479,9 @@ async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
             recordings=app.recordings,
             health=app,
             audit=app.directory.audit,
+            phones=app.telephony,
+            softphone_ports=(settings.asterisk.http_port, settings.asterisk.https_port),
+            console=CONSOLE,
             clock=clock,
             sip_address=f"{settings.sip.bind}:{settings.sip.port}",
             demo=settings.profile is Profile.DEMO,
@@ -469,10 +491,25 @@ async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listening).start()
+        await web.SockSite(runner, listening, ssl_context=_tls(app)).start()
         yield
     finally:
         await runner.cleanup()
+
+
+def _tls(app: App) -> ssl.SSLContext | None:
+    """The certificate that Asterisk shows browsers too, so that they are asked to trust one only."""
+    if not app.settings.http.speaks_tls:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    instance = app.asterisk.instance
+    try:
+        context.load_cert_chain(instance.certificate, instance.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise CannotStart(
+            f"证书或私钥不能使用（http.certificate、http.private_key）/ the certificate or its key cannot be used: {error}"
+        ) from error
+    return context
 
 
 async def serve(settings: Settings, *, progress: Progress) -> None:
@@ -488,7 +525,8 @@ async def serve(settings: Settings, *, progress: Progress) -> None:
 
 
 def _ready_line(settings: Settings) -> str:
-    line = f"就绪 / ready: http://{settings.http.bind}:{settings.http.port}/"
+    scheme = "https" if settings.http.speaks_tls else "http"
+    line = f"就绪 / ready: {scheme}://{settings.http.bind}:{settings.http.port}/"
     if settings.profile is Profile.DEMO:
         line += "  agent1–agent4 spec1 spec2 leader1 qa1 dispatch1 dept1 admin, 密码 / password: demo"
     return line
@@ -519,6 +557,10 @@ def _directory_changed(content: DirectoryContent) -> DirectoryChanged:
         dispositions=frozenset(choice.code for choice in content.dispositions),
         allowed_numbers=frozenset(number.number for number in content.allowed_numbers),
     )
+
+
+def _file(name: str) -> Path | None:
+    return Path(name) if name else None
 
 
 def _prompts(settings: Settings) -> Path:

@@ -46,6 +46,12 @@ class Profile(StrEnum):
     PRODUCTION = "production"
 
 
+class Tls(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class LogLevel(StrEnum):
     DEBUG = "debug"
     INFO = "info"
@@ -134,6 +140,7 @@ def _matching(pattern: str) -> AfterValidator:
 
 
 Directory = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+FileName = Annotated[str, AfterValidator(lambda name: name and str(_absolute(Path(name))))]
 IpAddress = Annotated[str, AfterValidator(_ip_address)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
@@ -143,6 +150,7 @@ Mirror = Annotated[str, _matching(r"(?:(?:https?|file)://?[^\s\[\]\"'#]+)?")]
 DatabaseUrl = Annotated[str, _matching(r"(?:(?:sqlite:///|postgresql://)\S+)?")]
 
 _DIRECTORY = "目录 / a directory"
+_FILE = "空，或文件 / empty, or a file"
 _IP_ADDRESS = "本机的一个 IP 地址 / an IP address of this machine"
 
 
@@ -160,6 +168,38 @@ class Http(Section):
         allowed=_IP_ADDRESS,
     )
     port: int = _port(8080, zh="网页和接口的 TCP 端口", en="TCP port of the web server and API")
+    tls: Tls = _setting(
+        Tls.AUTO,
+        zh="是否用 https；auto 为监听本机以外的地址时用（浏览器只在 https 或本机网页上允许用麦克风）",
+        en="whether https is spoken; auto: when bound to more than this machine "
+        "(browsers give the microphone to https and to this machine's own pages only)",
+    )
+    certificate: FileName = _setting(
+        "",
+        zh="https 与 wss 的证书文件（PEM，含中间证书）；空为自动生成的自签名证书",
+        en="certificate for https and wss (PEM, with intermediates); empty: a self-signed one is made",
+        allowed=_FILE,
+    )
+    private_key: FileName = _setting(
+        "",
+        zh="该证书的私钥文件（PEM，不加密）；与证书一同设置",
+        en="the certificate's private key (PEM, not encrypted); set together with it",
+        allowed=_FILE,
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Http":
+        if bool(self.certificate) != bool(self.private_key):
+            raise PydanticCustomError(
+                "not_together", "http.certificate and http.private_key must be set together"
+            )
+        return self
+
+    @property
+    def speaks_tls(self) -> bool:
+        return self.tls is Tls.ON or (
+            self.tls is Tls.AUTO and not ipaddress.ip_address(self.bind).is_loopback
+        )
 
 
 class Sip(Section):

@@ -159,6 +159,16 @@ class RecordingsPort(Protocol):
         ...
 
 
+class PhonesPort(Protocol):
+    """The telephones in browsers; every method may raise AmiError."""
+
+    async def use_browser(self, number: str, password: str) -> str:
+        """Ring a browser for this number; returns the name of the SIP account it is to register."""
+        ...
+
+    async def use_desk_phone(self, number: str) -> None: ...
+
+
 class Audit(Protocol):
     async def __call__(self, user_id: UserId, action: str, subject: str, detail: str) -> None:
         """Keep that this user did this; DatabaseAway when it cannot be kept."""

@@ -19,8 +19,10 @@ from callcenter.api.console import Console
 from callcenter.api.desk import Desk
 from callcenter.api.figures import Figures, Health
 from callcenter.api.home import home_page, home_style
+from callcenter.api.pages import Pages
 from callcenter.api.ports import Audit, RecordingsPort, Standing, TicketReader
 from callcenter.api.rights import Login, Right, Viewer
+from callcenter.api.softphone import Softphone
 from callcenter.api.typed import (
     Contract,
     Problem,
@@ -129,6 +131,7 @@ class Rest:
         *,
         desk: Desk,
         console: Console,
+        pages: Pages,
         tickets: TicketReader,
         recordings: RecordingsPort,
         health: Health,
@@ -139,6 +142,7 @@ class Rest:
     ) -> None:
         self._desk = desk
         self._console = console
+        self._pages = pages
         self._tickets = tickets
         self._recordings = recordings
         self._health = health
@@ -386,7 +390,17 @@ class Rest:
     async def wire(self) -> web.StreamResponse:
         return web.json_response(self._wire)
 
-    @route("GET", "/", summary="What runs here, for people", login=False, media="text/html")
+    @route(
+        "GET",
+        "/",
+        summary="The console; the page about this system where none is built",
+        login=False,
+        media="text/html",
+    )
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        return self._pages.index(request) or await self.home(request)
+
+    @route("GET", "/about", summary="What runs here, for people", login=False, media="text/html")
     async def home(self, request: web.Request) -> web.StreamResponse:
         text = home_page(
             health=await self._health.view(),
@@ -474,7 +488,7 @@ def _call_contracts() -> list[Contract]:
 
 def contracts() -> list[Contract]:
     """Everything the API promises."""
-    return [*contracts_of(Rest), *_call_contracts()]
+    return [*contracts_of(Rest), *contracts_of(Softphone), *_call_contracts()]
 
 
 def bearer(request: web.Request) -> str:

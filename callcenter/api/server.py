@@ -5,24 +5,28 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from aiohttp import hdrs, web
 
 from callcenter.api.console import Console, Limits
 from callcenter.api.desk import Desk
 from callcenter.api.figures import Figures, Health
+from callcenter.api.pages import Pages
 from callcenter.api.ports import (
     AccountsPort,
     Audit,
     DirectoryPort,
     EnginePort,
     HealthSource,
+    PhonesPort,
     RecordingsPort,
     TicketReader,
 )
 from callcenter.api.rest import Rest, bearer
 from callcenter.api.rights import Login
-from callcenter.api.typed import Problem, install, problem_response
+from callcenter.api.softphone import Softphone
+from callcenter.api.typed import Problem, install, problem_response, routes_of
 from callcenter.api.words import Fault
 from callcenter.database import DatabaseAway
 from callcenter.domain.calls import Now
@@ -42,11 +46,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Nothing of the API is a document; the page at / needs its own style sheet and nothing else.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'none'",
     hdrs.SERVER: "callcenter",
 }
+_NOTHING = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+"""Nothing of the API is a document; the page about the system needs its own style sheet and nothing else."""
 
 
 def wall_clock() -> Now:
@@ -63,6 +69,9 @@ def build_app(
     recordings: RecordingsPort,
     health: HealthSource,
     audit: Audit,
+    phones: PhonesPort,
+    softphone_ports: tuple[int, int] = (8088, 8089),
+    console: Path | None = None,
     clock: Callable[[], Now] = wall_clock,
     limits: Limits | None = None,
     origins: Iterable[str] = (),
@@ -74,11 +83,12 @@ def build_app(
     """The application, ready for an ``AppRunner`` (with ``handler_cancellation`` off, as is aiohttp's default).
 
     ``clock`` must be the engine's; ``origins`` are further pages (``https://desk.example``) that may open a console;
-    ``ask_seconds`` bounds a command, ``deadline_seconds`` any other request.
+    ``ask_seconds`` bounds a command, ``deadline_seconds`` any other request. ``console`` is where the built console lies,
+    ``softphone_ports`` where Asterisk speaks ws and wss.
     """
     limits = limits or Limits()
     # The counts of screens are known to the console, which is built on what counts them.
-    figures = Figures(engine=engine, health=health, screens=lambda: console.count())
+    figures = Figures(engine=engine, health=health, screens=lambda: screens.count())
     desk = Desk(
         engine=engine,
         accounts=accounts,
@@ -88,10 +98,12 @@ def build_app(
         clock=clock,
         ask_seconds=ask_seconds,
     )
-    console = Console(desk=desk, figures=figures, limits=limits, origins=frozenset(origins))
+    screens = Console(desk=desk, figures=figures, limits=limits, origins=frozenset(origins))
+    pages = Pages(console, softphone_ports=softphone_ports)
     rest = Rest(
         desk=desk,
-        console=console,
+        console=screens,
+        pages=pages,
         tickets=tickets,
         recordings=recordings,
         health=Health(health, deadline_seconds=3.0),
@@ -111,18 +123,22 @@ def build_app(
     async def running(_app: web.Application) -> AsyncIterator[None]:
         await desk.refresh()
         lag = asyncio.create_task(figures.watch_the_loop(), name="event-loop-lag")
-        async with console.listening():
+        async with screens.listening():
             yield
         lag.cancel()
         with suppress(asyncio.CancelledError):
             await lag
 
     async def going_down(_app: web.Application) -> None:
-        console.close_all()
+        screens.close_all()
 
     app = web.Application(middlewares=[_one_shape], client_max_size=BODY_BYTES)
-    install(app, rest.routes(), who_asks=who_asks, deadline_seconds=deadline_seconds)
-    app.router.add_get("/api/v1/console", console.serve, allow_head=False)
+    softphone = Softphone(desk=desk, phones=phones, ports=softphone_ports)
+    install(
+        app, [*rest.routes(), *routes_of(softphone)], who_asks=who_asks, deadline_seconds=deadline_seconds
+    )
+    app.router.add_routes(pages.routes())
+    app.router.add_get("/api/v1/console", screens.serve, allow_head=False)
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(going_down)
     app.cleanup_ctx.append(running)
@@ -150,5 +166,7 @@ async def _one_shape(request: web.Request, handler: _Handler) -> web.StreamRespo
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     for name, value in _HEADERS.items():
         response.headers[name] = value
+    # The console's own page says itself what it needs.
+    response.headers.setdefault("Content-Security-Policy", _NOTHING)
     if request.path.startswith("/api/"):
         response.headers[hdrs.CACHE_CONTROL] = "no-store"

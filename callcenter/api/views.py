@@ -189,6 +189,22 @@ class SessionView(View):
     expires_at: datetime
 
 
+class SoftphoneView(View):
+    """What a browser needs to register as the user's telephone."""
+
+    number: str
+    """The user's own number, the one that is rung."""
+    user: str
+    """The SIP account's name."""
+    password: str
+    """Good until the account is taken over elsewhere or the session is over; shown this once."""
+    uri: str
+    """``sip:<user>@<host>``"""
+    websocket: str
+    """Where SIP is spoken (RFC 7118): wss when this request came over TLS."""
+    expires_at: datetime
+
+
 class CallsView(View):
     calls: list[CallView]
 

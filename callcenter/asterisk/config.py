@@ -138,6 +138,8 @@ class Instance:
     directory: Path
     install: AsteriskInstall
     settings: InstanceSettings
+    certificate: Path
+    private_key: Path
 
     @property
     def configuration(self) -> Path:
@@ -183,8 +185,10 @@ def browser_account(name: str, password: str) -> tuple[DatabaseRow, ...]:
         "realm": REALM,
         "password_digest": f"MD5:{_digest(name, password)}",
     }
+    # The newest registration wins: a reloaded page or another computer takes the seat over.
+    aor = {"max_contacts": "1", "remove_existing": "yes", "qualify_frequency": "10", "qualify_timeout": "3"}
     return (
-        DatabaseRow("ps_aor/aor", name, {"max_contacts": "1", "remove_existing": "yes"}),
+        DatabaseRow("ps_aor/aor", name, aor),
         DatabaseRow("ps_auth/auth", name, auth),
         DatabaseRow("ps_endpoint/endpoint", name, endpoint),
     )
@@ -244,7 +248,7 @@ def render(
         written.add(path)
     for left_over in set((directory / "etc").iterdir()) - written:  # of an older version of this program
         left_over.unlink()
-    return Instance(directory, install, instance)
+    return Instance(directory, install, instance, certificate, private_key)
 
 
 def _only_harmless(value: object) -> object:

@@ -1,6 +1,8 @@
 """The telephony as the engine sees it: effects in, events out, a heartbeat, and a resync after every connection."""
 
 import asyncio
+import contextlib
+import json
 import re
 import time
 from collections import deque
@@ -11,6 +13,8 @@ from pathlib import Path
 import structlog
 
 from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiTimeout, AmiUnavailable
+from callcenter.asterisk.config import browser_account
+from callcenter.asterisk.devices import Devices, browser_of, number_of
 from callcenter.asterisk.translate import (
     Action,
     CallEffect,
@@ -32,7 +36,6 @@ from callcenter.domain.messages import (
     LegEnded,
     LegHungUp,
     LegSeen,
-    PhoneSeen,
     Record,
     TelephonyLost,
     TelephonyResynced,
@@ -67,7 +70,8 @@ class Telephony:
         post: Callable[[Event], None],
     ) -> None:
         self._post = post
-        self._switchboard = Switchboard(raw_path, prompts)
+        self._devices = Devices()
+        self._switchboard = Switchboard(raw_path, prompts, self._devices.of)
         self._link = AmiLink(
             host=host,
             port=port,
@@ -81,13 +85,13 @@ class Telephony:
         self.has_been_up = False
         """Whether calls could be steered at any time since the start."""
         self._held_back: deque[AmiMessage] | None = None
-        self._contacts: dict[str, dict[str, bool]] = {}
         self._ready: set[str] = set()
         """The phones of the ready agents: who should be in the fallback queue."""
         self._coming: dict[LegId, AmiMessage] = {}
         self._postponed: dict[LegId, tuple[list[CallEffect], asyncio.TimerHandle]] = {}
         self._members: set[str] = set()
-        """Who is in it, as Asterisk said last and was told since."""
+        """The accounts in it, as Asterisk said last and was told since."""
+        self._accounts_change = asyncio.Lock()
 
     @property
     def connected(self) -> bool:
@@ -178,13 +182,52 @@ class Telephony:
             self._mirror(phone)
 
     def _mirror(self, phone: str) -> None:
-        ready = phone in self._ready
-        if ready == (phone in self._members):
-            return
-        (self._members.add if ready else self._members.discard)(phone)
-        headers = {"Queue": "fallback", "Interface": f"PJSIP/{phone}"}
-        reply = self._link.submit("QueueAdd" if ready else "QueueRemove", headers)
-        reply.add_done_callback(_note_failure)
+        account = self._devices.of(phone)
+        wanted = {account} if phone in self._ready else set()
+        for other in {phone, browser_of(phone)} & self._members - wanted:
+            self._submit_member("QueueRemove", other)
+        for missing in wanted - self._members:
+            self._submit_member("QueueAdd", missing)
+        self._members -= {phone, browser_of(phone)} - wanted
+        self._members |= wanted
+
+    def _submit_member(self, action: str, account: str) -> None:
+        headers = {"Queue": "fallback", "Interface": f"PJSIP/{account}"}
+        self._link.submit(action, headers).add_done_callback(_note_failure)
+
+    # --- telephones in browsers -----------------------------------------------------------------------------
+
+    async def use_browser(self, number: str, password: str) -> str:
+        """Let a browser be the telephone of this number, with this password from now on; returns the account's name.
+
+        Whoever was registered with an earlier password keeps his place only until he has to register again.
+        AmiError when Asterisk cannot be told.
+        """
+        name = browser_of(number)
+        async with self._accounts_change:
+            for row in browser_account(name, password):
+                put = {"Family": row.family, "Key": row.key, "Val": json.dumps(row.value)}
+                await self._link.action("DBPut", put)
+            self._choose(number, browser=True)
+        return name
+
+    async def use_desk_phone(self, number: str) -> None:
+        """End the number's account in a browser; the desk phone rings again. AmiError."""
+        async with self._accounts_change:
+            for row in browser_account(browser_of(number), "-"):
+                with contextlib.suppress(AmiRefused):  # there was none
+                    await self._link.action("DBDel", {"Family": row.family, "Key": row.key})
+            self._choose(number, browser=False)
+
+    @property
+    def numbers_in_browsers(self) -> frozenset[str]:
+        return self._devices.in_browser
+
+    def _choose(self, number: str, *, browser: bool) -> None:
+        seen = self._devices.choose(number, browser=browser)
+        if seen is not None:
+            self._post(seen)
+        self._mirror(number)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -216,7 +259,11 @@ class Telephony:
                     self._post(LegEnded(leg_id, Outcome.UNREACHABLE))
                 return
             case "ContactStatus":
-                self._contact(message.get("AOR"), message.get("URI"), message.get("ContactStatus"))
+                seen = self._devices.contact(
+                    message.get("AOR"), message.get("URI"), message.get("ContactStatus")
+                )
+                if seen is not None:
+                    self._post(seen)
                 return
             case "UserEvent" if message.get("UserEvent") == "CallComing":
                 self._coming[leg_of(message)] = message
@@ -251,18 +298,6 @@ class Telephony:
             log.warning("a phone tried to forward a call to the outside", channel=message.get("Channel"))
             self._link.submit("Hangup", {"Channel": leg_of(message)}).add_done_callback(_note_failure)
 
-    def _contact(self, phone: str, uri: str, status: str) -> None:
-        """One contact of a phone; a phone that registers from elsewhere has two for a moment."""
-        contacts = self._contacts.setdefault(phone, {})
-        before = any(contacts.values())
-        if status == "Removed":
-            contacts.pop(uri, None)
-        else:
-            contacts[uri] = status != "Unreachable"
-        after = any(contacts.values())
-        if before != after:
-            self._post(PhoneSeen(phone, after))
-
     # --- connection -----------------------------------------------------------------------------------------
 
     def _came_up(self) -> None:
@@ -296,22 +331,20 @@ class Telephony:
             for message in held_back or ():
                 self._link.tell(self._take, message)  # as the link itself does: a bug at one costs no other
             # A new Asterisk has an empty queue, an old one may hold who was ready before the cut.
-            for phone in self._ready | self._members:
+            for phone in self._ready | {number_of(account) for account in self._members}:
                 self._mirror(phone)
 
     async def _snapshot(self) -> TelephonyResynced:
         rows = await self._link.list_action("CoreShowChannels")
         self._switchboard.found(rows)
         legs = [leg for row in rows if (leg := await self._leg_seen(row)) is not None]
-        self._contacts = {}
-        for row in await self._list("PJSIPShowContacts"):
-            phone, uri = _contact_of(row)
-            self._contacts.setdefault(phone, {})[uri] = row.get("Status") != "Unreachable"
+        contacts = [_contact_of(row) for row in await self._list("PJSIPShowContacts")]
+        accounts = await self._list("DBGetTree", {"Family": "ps_endpoint"})
+        phones = self._devices.found(contacts, (row.get("Key").rpartition("/")[2] for row in accounts))
         rows = await self._list("QueueStatus", {"Queue": "fallback"}, complete_event="QueueStatusComplete")
         self._members = {
             row.get("Location").removeprefix("PJSIP/") for row in rows if row.name == "QueueMember"
         }
-        phones = frozenset(phone for phone, contacts in self._contacts.items() if any(contacts.values()))
         return TelephonyResynced(tuple(legs), phones)
 
     async def _list(
@@ -357,7 +390,7 @@ def _note_failure(reply: asyncio.Future[AmiMessage]) -> None:
         log.info("ami action failed", error=type(error).__name__)
 
 
-def _contact_of(row: AmiMessage) -> tuple[str, str]:
-    """Phone and URI of a ``ContactList`` row, whose object name is ``<aor>;@<hash>`` or ``<aor>@@<hash>``."""
+def _contact_of(row: AmiMessage) -> tuple[str, str, str]:
+    """Account, URI and status of a ``ContactList`` row, whose object name is ``<aor>;@<hash>`` or ``<aor>@@<hash>``."""
     phone = row.get("AOR") or row.get("Aor") or row.get("ObjectName").partition(";@")[0].partition("@@")[0]
-    return phone, row.get("Uri") or row.get("URI")
+    return phone, row.get("Uri") or row.get("URI"), row.get("Status")

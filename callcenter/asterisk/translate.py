@@ -153,6 +153,8 @@ class Switchboard:
 
     raw_path: RawPath
     prompts: Path
+    account_of: Callable[[str], str] = str
+    """The SIP account to ring for a number of the house."""
     _places: dict[CallId, dict[LegId, _Where]] = field(default_factory=dict)
     _names: dict[LegId, str] = field(default_factory=dict)
     _moving: set[LegId] = field(default_factory=set)
@@ -181,7 +183,7 @@ class Switchboard:
                     _redirect(leg_id, "engine", "message"),
                 ]
             case Ring():
-                return [_originate(effect)]
+                return [self._originate(effect)]
             case Arrange():
                 return self._arrange(effect)
             case HangUp(leg_id):
@@ -311,6 +313,24 @@ class Switchboard:
             self._put(leg_id, _Where.HOLD)
         return actions
 
+    def _originate(self, ring: Ring) -> Action:
+        address = f"{ring.address}@trunk" if ring.role is Role.OUTSIDE else self.account_of(ring.address)
+        number = _SHOWABLE.sub("", ring.caller) or "anonymous"
+        line = _SHOWABLE.sub("", ring.line)
+        headers: dict[str, str | list[str]] = {
+            "ActionID": ring.leg_id,
+            "Channel": f"PJSIP/{address}",
+            "Context": "engine",
+            "Exten": "answered",
+            "Priority": "1",
+            "ChannelId": ring.leg_id,
+            "Timeout": str(int(ring.seconds * 1000)),
+            "CallerID": f'"{line}" <{number}>',
+            "Variable": [f"PARTY={ring.role.value}"],
+            "Async": "true",
+        }
+        return Action("Originate", headers, rings=ring.leg_id)
+
     def _record(self, call: Call, leg_id: LegId) -> list[Action]:
         alone = _monitor(leg_id, "", f"r({self.raw_path(call, leg_id, RecordingKind.LEG)})")
         if call.leg(leg_id) is call.caller_leg:
@@ -349,25 +369,6 @@ def _redirect(
         other, where = also
         headers |= {"ExtraChannel": other, "ExtraContext": context, "ExtraExten": where, "ExtraPriority": "1"}
     return Action("Redirect", headers, arranges=arranges)
-
-
-def _originate(ring: Ring) -> Action:
-    address = f"{ring.address}@trunk" if ring.role is Role.OUTSIDE else ring.address
-    number = _SHOWABLE.sub("", ring.caller) or "anonymous"
-    line = _SHOWABLE.sub("", ring.line)
-    headers: dict[str, str | list[str]] = {
-        "ActionID": ring.leg_id,
-        "Channel": f"PJSIP/{address}",
-        "Context": "engine",
-        "Exten": "answered",
-        "Priority": "1",
-        "ChannelId": ring.leg_id,
-        "Timeout": str(int(ring.seconds * 1000)),
-        "CallerID": f'"{line}" <{number}>',
-        "Variable": [f"PARTY={ring.role.value}"],
-        "Async": "true",
-    }
-    return Action("Originate", headers, rings=ring.leg_id)
 
 
 def _monitor(leg_id: LegId, file: str, options: str) -> Action:

@@ -513,6 +513,12 @@ class Accounts:
                 )
         return Session(token, user_id, roles, expires_at)
 
+    async def logged_in(self) -> frozenset[UserId]:
+        """Everybody with a session that has not ended."""
+        query = select(schema.sessions.c.user_id).where(schema.sessions.c.expires_at > self._now()).distinct()
+        async with self._database.read() as connection:
+            return frozenset(UserId(user) for user in await connection.scalars(query))
+
     async def log_out(self, token: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(

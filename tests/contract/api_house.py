@@ -103,6 +103,20 @@ class Content:
     allowed_numbers: tuple[Number, ...] = (Number("110", "公安报警", "Police"),)
 
 
+class MemoryPhones:
+    """Accounts of browsers without a telephone system behind them."""
+
+    def __init__(self) -> None:
+        self.passwords: dict[str, str] = {}
+
+    async def use_browser(self, number: str, password: str) -> str:
+        self.passwords[number] = password
+        return f"web-{number}"
+
+    async def use_desk_phone(self, number: str) -> None:
+        self.passwords.pop(number, None)
+
+
 class MemoryDirectory:
     async def load(self) -> Content:
         return Content()
@@ -416,6 +430,7 @@ async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIte
             recordings=Recordings(sounds),
             health=health,
             audit=trail.audit,
+            phones=MemoryPhones(),
             **{"limits": Limits(console_lost_seconds=0.2, session_check_seconds=0.2), **options},
         )
         running = tasks.create_task(engine.run(), name="engine")

@@ -15,6 +15,8 @@ TABLE = """
                                           agent1 agent2 spec1 leader1 qa1 dispatch1 dept1 admin nobody
 GET    /api/v1/me                            200    200   200     200 200       200   200   200    401
 PUT    /api/v1/me/state                      200    200   200     200 403       403   403   403    401
+POST   /api/v1/me/softphone                  200    200   200     200 403       403   403   403    401
+DELETE /api/v1/me/softphone                  200    200   200     200 403       403   403   403    401
 GET    /api/v1/calls                         200    200   200     200 200       403   403   200    401
 GET    /api/v1/calls/CALL                    200    404   404     200 200       403   403   200    401
 GET    /api/v1/call-records                  200    200   200     200 200       403   403   200    401
@@ -43,6 +45,7 @@ GET    /api/v1/wire.json                     200    200   200     200 200       
 GET    /healthz                              200    200   200     200 200       200   200   200    200
 GET    /metrics                              200    200   200     200 200       200   200   200    200
 GET    /                                     200    200   200     200 200       200   200   200    200
+GET    /about                                200    200   200     200 200       200   200   200    200
 GET    /home.css                             200    200   200     200 200       200   200   200    200
 """
 BODIES = {

@@ -46,7 +46,7 @@ def no_disk(_call: Call, _leg: LegId, _kind: RecordingKind) -> Path:
 
 @asynccontextmanager
 async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIterator[Telephony]:
-    for action in ("CoreShowChannels", "PJSIPShowContacts"):
+    for action in ("CoreShowChannels", "PJSIPShowContacts", "DBGetTree"):
         peer.answers.setdefault(action, listed())
     peer.answers.setdefault("QueueStatus", listed(complete="QueueStatusComplete"))
     made = Telephony(
