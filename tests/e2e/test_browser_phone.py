@@ -62,10 +62,14 @@ async def test_the_browser_stays_the_telephone_when_the_engine_restarts(tmp_path
         async with house.rest("agent1") as rest:
             account = await rest.post("/api/v1/me/softphone")
             async with house.phone(account["user"], password=account["password"]):
-                await rest.put("/api/v1/me/state", {"state": "ready"})
+
+                async def reachable() -> bool:
+                    return bool((await rest.get("/api/v1/me"))["agent"]["phone_reachable"])
+
+                await until(reachable, bool)
                 house.kill()
                 house.start()
-                await until(lambda: rest.get("/api/v1/me"), lambda me: me["agent"]["phone_reachable"])
+                await until(reachable, bool)
                 async with house.caller() as citizen:
                     call = await citizen.dial("12345")
                     await call.wait_answered(10)
