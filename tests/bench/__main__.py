@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import platform
 import signal
@@ -66,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.names or everything
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(BENCHES)}")
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the table stands alone
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # the table stands alone
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
     before, began = _load(), time.monotonic()
     rows: list[Row] = []
     with contextlib.suppress(KeyboardInterrupt):  # what has been measured is not lost
