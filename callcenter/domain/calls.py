@@ -7,27 +7,10 @@ engine reads back are therefore the same object, and no second description of a 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NewType, TypeVar
+from typing import NewType
 
 from callcenter.domain.ivr import Cursor
-
-if TYPE_CHECKING:
-    from dataclasses import replace as replace
-else:
-    _Record = TypeVar("_Record")
-
-    def replace(record: _Record, /, **changes: Any) -> _Record:
-        """``dataclasses.replace`` for records without slots: half of the centre's time went into that one.
-
-        Type checkers see the original, and with it every wrong field name.
-        """
-        changed = object.__new__(type(record))
-        # Two merges cost a third less than one `update` with keywords.
-        attributes = changed.__dict__
-        attributes |= record.__dict__
-        attributes |= changes
-        return changed
-
+from callcenter.domain.records import replace
 
 CallId = NewType("CallId", str)
 """The caller's channel id as Asterisk gave it, e.g. ``ast1-1763763843.12``."""
@@ -224,31 +207,30 @@ class Call:
     @property
     def others(self) -> tuple[Leg, ...]:
         """Every living leg but the caller's."""
-        return tuple(leg for leg in self.legs[1:] if leg.alive)
+        return tuple([leg for leg in self.legs[1:] if leg.state is not LegState.ENDED])
 
     @property
     def parties(self) -> tuple[Leg, ...]:
         """Every leg that is up but the caller's."""
-        return tuple(leg for leg in self.legs[1:] if leg.up)
+        return tuple([leg for leg in self.legs[1:] if leg.state is LegState.UP])
 
     @property
     def ringing(self) -> tuple[Leg, ...]:
-        return tuple(leg for leg in self.legs[1:] if leg.state is LegState.RINGING)
+        return tuple([leg for leg in self.legs[1:] if leg.state is LegState.RINGING])
 
     def leg_of(self, user_id: UserId) -> Leg | None:
         """The user's living leg."""
         return next((leg for leg in self.legs if leg.user_id == user_id and leg.alive), None)
 
     def with_leg(self, leg: Leg) -> "Call":
-        """The call with this leg put in the place of the one with its id, or added."""
-        legs = list(self.legs)
-        for at, old in enumerate(legs):
+        return replace(self, legs=self.legs_with(leg))
+
+    def legs_with(self, leg: Leg) -> tuple[Leg, ...]:
+        """The legs with this one put in the place of the one with its id, or added."""
+        for at, old in enumerate(self.legs):
             if old.leg_id == leg.leg_id:
-                legs[at] = leg
-                break
-        else:
-            legs.append(leg)
-        return replace(self, legs=tuple(legs))
+                return (*self.legs[:at], leg, *self.legs[at + 1 :])
+        return (*self.legs, leg)
 
     def with_step(
         self,
@@ -259,7 +241,19 @@ class Call:
         user_id: UserId | None = None,
         detail: str = "",
     ) -> "Call":
-        return replace(self, steps=(*self.steps, Step(now.utc, kind, leg_id, user_id, detail)))
+        return replace(self, steps=self.steps_with(now, kind, leg_id=leg_id, user_id=user_id, detail=detail))
+
+    def steps_with(
+        self,
+        now: Now,
+        kind: StepKind,
+        *,
+        leg_id: LegId | None = None,
+        user_id: UserId | None = None,
+        detail: str = "",
+    ) -> tuple[Step, ...]:
+        """The steps and one more; for a change of several fields, which then costs one copy."""
+        return (*self.steps, Step(now.utc, kind, leg_id, user_id, detail))
 
     def next_leg_id(self) -> LegId:
         return LegId(f"{self.call_id}-{len(self.legs) + 1}")

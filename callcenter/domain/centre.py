@@ -31,7 +31,6 @@ from callcenter.domain.calls import (
     StepKind,
     UserId,
     call_id_of,
-    replace,
 )
 from callcenter.domain.messages import (
     Alarm,
@@ -87,6 +86,7 @@ from callcenter.domain.messages import (
     Wait,
     WrapUp,
 )
+from callcenter.domain.records import replace
 from callcenter.domain.spoken import queue_announcement
 from callcenter.domain.timers import Timer, TimerKind, Timers
 
@@ -246,10 +246,14 @@ class ContactCentre:
 
     def advance(self, now: Now) -> list[Effect]:
         """Carry out every deadline that has passed."""
+        timer = self._timers.pop_due(now.seconds)
+        if timer is None:
+            return []
         self._now = now
-        while (timer := self._timers.pop_due(now.seconds)) is not None:
+        while timer is not None:
             self._serving = timer
             self._due(timer)
+            timer = self._timers.pop_due(now.seconds)
         self._serving = None
         return self._turn_over()
 
@@ -271,9 +275,7 @@ class ContactCentre:
             self._calls[call.call_id] = call
             for leg in call.others:
                 if not leg.up:
-                    self._timers.set(
-                        Timer(TimerKind.RING, leg.leg_id), now.seconds + self._policy.invite_seconds
-                    )
+                    self._timers.set(leg.leg_id, TimerKind.RING, now.seconds + self._policy.invite_seconds)
                 agent = self._agents.get(leg.user_id) if leg.user_id else None
                 if agent is not None and agent.leg_id != leg.leg_id:
                     # The call is the truth: its agent's own record may have been written a moment earlier.
@@ -297,7 +299,7 @@ class ContactCentre:
         until = None
         if stored.state is AgentState.WRAP_UP and stored.wrap_up_until is not None:
             until = since + stored.wrap_up_until - stored.since_seconds
-            self._timers.set(Timer(TimerKind.WRAP_UP, stored.user_id), until)
+            self._timers.set(stored.user_id, TimerKind.WRAP_UP, until)
         return replace(
             stored,
             profile=known.profile,
@@ -340,19 +342,17 @@ class ContactCentre:
         return self._turn_over()
 
     def _turn_over(self) -> list[Effect]:
-        out = self._out
-        self._out = []
-        if self._changed_calls:
-            out.extend([SaveCall(call) for call in self._changed_calls.values()])
-            self._changed_calls = {}
-        if self._changed_agents:
-            out.extend([SaveAgent(agent) for agent in self._changed_agents.values()])
-            self._changed_agents = {}
+        out = [*self._out, *map(SaveCall, self._changed_calls.values())]
+        out.extend(map(SaveAgent, self._changed_agents.values()))
+        self._out.clear()
+        self._changed_calls.clear()
+        self._changed_agents.clear()
         return out
 
     def _put(self, call: Call) -> Call:
-        """Keep the call as it now stands."""
-        call = replace(call, version=call.version + 1)
+        """Keep the call as it now stands; however often it changes in a turn, that is one version."""
+        if call.call_id not in self._changed_calls:
+            call = replace(call, version=call.version + 1)
         self._calls[call.call_id] = call
         self._changed_calls[call.call_id] = call
         return call
@@ -523,20 +523,18 @@ class ContactCentre:
     def _expect_end(self, call: Call, seconds: float) -> None:
         """Prompts and messages whose end is not told have ended nevertheless."""
         due = self._now.seconds + seconds + self._policy.gone_seconds
-        self._timers.set(Timer(TimerKind.PLAYED, call.call_id), due)
+        self._timers.set(call.call_id, TimerKind.PLAYED, due)
 
     def _prompts_ended(self, leg_id: LegId, play_id: int) -> None:
         call, heard = self._calls.get(CallId(leg_id)), self._in_flow.get(CallId(leg_id))
         if call is None or heard is None or heard.play_id != play_id:
             return
         heard.play_id = None
-        self._timers.cancel(Timer(TimerKind.PLAYED, call.call_id))
+        self._timers.cancel(call.call_id, TimerKind.PLAYED)
         if heard.step is None:
             self._end_for_caller(call)
             return
-        if isinstance(heard.step, ivr.PlayStep) and not any(
-            step.kind is StepKind.GREETED for step in call.steps
-        ):
+        if isinstance(heard.step, ivr.PlayStep) and not _greeted(call):
             call = self._put(call.with_step(self._now, StepKind.GREETED))
         self._prompts_over(call, heard.step)
 
@@ -545,7 +543,7 @@ class ContactCentre:
             case ivr.PlayStep():
                 self._flow_on(call, ivr.PromptsEnded())
             case ivr.CollectStep(timeout_seconds=seconds):
-                self._timers.set(Timer(TimerKind.COLLECT, call.call_id), self._now.seconds + seconds)
+                self._timers.set(call.call_id, TimerKind.COLLECT, self._now.seconds + seconds)
                 self._flow_on(call, ivr.PromptsEnded())
             case ivr.MessageStep(max_seconds=seconds):
                 self._in_flow[call.call_id].message_since = self._now.seconds
@@ -581,8 +579,7 @@ class ContactCentre:
     def _leave_flow(self, call: Call) -> None:
         """Nothing more is awaited from prompts, keys or messages."""
         if self._in_flow.pop(call.call_id, None) is not None:
-            for kind in (TimerKind.PLAYED, TimerKind.COLLECT):
-                self._timers.cancel(Timer(kind, call.call_id))
+            self._timers.cancel(call.call_id, TimerKind.PLAYED, TimerKind.COLLECT)
 
     def _flow_transfer(self, call: Call, kind: ivr.TransferTo, to: str) -> None:
         if kind is ivr.TransferTo.QUEUE:
@@ -610,16 +607,16 @@ class ContactCentre:
             queue=queue.queue_id,
             queued_at=call.queued_at or self._now.utc,
             head_start_seconds=max(call.head_start_seconds, step.head_start_seconds),
+            steps=call.steps_with(self._now, StepKind.QUEUED, detail=queue.queue_id),
         )
-        call = self._put(call.with_step(self._now, StepKind.QUEUED, detail=queue.queue_id))
-        self._wait(call, step)
+        self._wait(self._put(call), step)
 
     def _wait(self, call: Call, step: ivr.QueueStep) -> None:
         """Music, announcements and a longest wait, as the flow says, until an agent is found."""
         self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
         if step.max_wait_seconds is not None:
             due = self._now.seconds + step.max_wait_seconds
-            self._timers.set(Timer(TimerKind.MAX_WAIT, call.call_id), due)
+            self._timers.set(call.call_id, TimerKind.MAX_WAIT, due)
         self._announce_later(call, step)
         self._seek_agent(call)
 
@@ -673,7 +670,7 @@ class ContactCentre:
     def _announce_later(self, call: Call, step: ivr.QueueStep) -> None:
         if step.announce_every_seconds is not None:
             due = self._now.seconds + step.announce_every_seconds
-            self._timers.set(Timer(TimerKind.ANNOUNCE, call.call_id), due)
+            self._timers.set(call.call_id, TimerKind.ANNOUNCE, due)
 
     def _announce(self, call: Call) -> None:
         heard = self._in_flow.get(call.call_id)
@@ -703,15 +700,19 @@ class ContactCentre:
     def _requeue(self, call: Call) -> None:
         """Give a caller who was put through back to his queue, ahead of those who just came."""
         caller = replace(call.caller_leg, place=Place.ALONE)
-        call = replace(call.with_leg(caller), phase=Phase.WAITING)
+        call = replace(call, legs=call.legs_with(caller), phase=Phase.WAITING)
         if call.queue is None or call.queue not in self._routing.queues:
             self._queue_closed(call)
             return
         served = (self._now.utc - call.queued_at).total_seconds() if call.queued_at else 0.0
         head_start = call.head_start_seconds + served + self._policy.requeue_head_start_seconds
-        call = replace(call, queued_at=self._now.utc, head_start_seconds=head_start)
-        call = self._put(call.with_step(self._now, StepKind.QUEUED, detail=call.queue or ""))
-        self._wait_again(call)
+        call = replace(
+            call,
+            queued_at=self._now.utc,
+            head_start_seconds=head_start,
+            steps=call.steps_with(self._now, StepKind.QUEUED, detail=call.queue),
+        )
+        self._wait_again(self._put(call))
 
     def _queue_closed(self, call: Call) -> None:
         """His queue is no more, or he never had one: his flow knows what to do when nobody can be reached."""
@@ -726,8 +727,7 @@ class ContactCentre:
 
     def _forget_waiting(self, call: Call) -> None:
         self._routing.call_gone(call.call_id)
-        for kind in (TimerKind.ANNOUNCE, TimerKind.MAX_WAIT):
-            self._timers.cancel(Timer(kind, call.call_id))
+        self._timers.cancel(call.call_id, TimerKind.ANNOUNCE, TimerKind.MAX_WAIT)
 
     # --- ringing people -------------------------------------------------------------------------------------
 
@@ -793,7 +793,7 @@ class ContactCentre:
             asked_by=by,
         )
         self._put(call.with_leg(leg))
-        self._timers.set(Timer(TimerKind.RING, leg_id), self._now.seconds + seconds)
+        self._timers.set(leg_id, TimerKind.RING, self._now.seconds + seconds)
         shown = call.caller if role is Role.AGENT else call.line
         margin = self._policy.ring_margin_seconds
         self._out.append(Ring(call.call_id, leg_id, role, address, seconds + margin, shown, call.line))
@@ -814,12 +814,10 @@ class ContactCentre:
             ended_at=self._now.utc,
             outcome=outcome,
         )
-        call = call.with_leg(leg)
-        return self._put(
-            call.with_step(
-                self._now, StepKind.NOT_JOINED, leg_id=leg_id, user_id=agent.user_id, detail=outcome.value
-            )
+        steps = call.steps_with(
+            self._now, StepKind.NOT_JOINED, leg_id=leg_id, user_id=agent.user_id, detail=outcome.value
         )
+        return self._put(replace(call, legs=call.legs_with(leg), steps=steps))
 
     def _cancel(self, call: Call, leg: Leg, outcome: Outcome) -> Call:
         """Stop ringing a leg; it ends with this outcome whatever the phone says meanwhile."""
@@ -831,10 +829,9 @@ class ContactCentre:
 
     def _hang_up(self, leg_id: LegId) -> None:
         self._out.append(HangUp(leg_id))
-        self._timers.cancel(Timer(TimerKind.RING, leg_id))
-        gone = Timer(TimerKind.GONE, leg_id)
-        if not self._timers.is_set(gone):
-            self._timers.set(gone, self._now.seconds + self._policy.gone_seconds)
+        self._timers.cancel(leg_id, TimerKind.RING)
+        if not self._timers.is_set(leg_id, TimerKind.GONE):
+            self._timers.set(leg_id, TimerKind.GONE, self._now.seconds + self._policy.gone_seconds)
 
     # --- a leg answers --------------------------------------------------------------------------------------
 
@@ -847,7 +844,7 @@ class ContactCentre:
             # The phone answered while our cancel was under way: the cancel stands.
             self._out.append(HangUp(leg_id))
             return
-        self._timers.cancel(Timer(TimerKind.RING, leg_id))
+        self._timers.cancel(leg_id, TimerKind.RING)
         self._searches.pop(call.call_id, None)
         self._forget_waiting(call)
         self._leave_flow(call)
@@ -862,10 +859,11 @@ class ContactCentre:
 
     def _conversation_begins(self, call: Call, leg: Leg) -> None:
         """Caller and the party that answered hear each other."""
-        self._timers.cancel(Timer(TimerKind.ALONE, call.call_id))
+        self._timers.cancel(call.call_id, TimerKind.ALONE)
         first = call.answered_at is None
         call = replace(
-            call.with_leg(leg),
+            call,
+            legs=call.legs_with(leg),
             phase=Phase.TALKING,
             answered_at=call.answered_at or self._now.utc,
             answered_by=call.answered_by or leg.user_id,
@@ -895,15 +893,19 @@ class ContactCentre:
     def _together(self, call: Call, *legs: Leg) -> Call:
         """The call with these legs in the conversation; whoever now hears the caller for the first time has joined."""
         for leg in legs:
-            call = call.with_leg(replace(leg, place=Place.TOGETHER))
+            if leg.place is not Place.TOGETHER:
+                call = call.with_leg(replace(leg, place=Place.TOGETHER))
         if not call.caller_leg.up or call.caller_leg.place is not Place.TOGETHER:
             return call
         for leg in call.parties:
             if leg.place is Place.TOGETHER and leg.joined_at is None:
                 kind = StepKind.ANSWERED if leg.asked_by is None else StepKind.JOINED
-                call = call.with_leg(replace(leg, joined_at=self._now.utc))
-                call = replace(call, handled_by=_with(call.handled_by, leg))
-                call = call.with_step(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id)
+                call = replace(
+                    call,
+                    legs=call.legs_with(replace(leg, joined_at=self._now.utc)),
+                    handled_by=_with(call.handled_by, leg),
+                    steps=call.steps_with(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id),
+                )
         return call
 
     def _brought_back(self, call: Call, by: Leg | None) -> Call:
@@ -948,9 +950,8 @@ class ContactCentre:
         leg = call.leg(leg_id) if call else None
         if call is None or leg is None or not leg.alive:
             return
-        for kind in (TimerKind.RING, TimerKind.GONE):
-            self._timers.cancel(Timer(kind, leg_id))
-        self._timers.cancel(Timer(TimerKind.ALONE, call.call_id))
+        self._timers.cancel(leg_id, TimerKind.RING, TimerKind.GONE)
+        self._timers.cancel(call.call_id, TimerKind.ALONE)
         if leg.role is Role.CALLER:
             self._caller_gone(call)
         elif leg.up:
@@ -971,8 +972,14 @@ class ContactCentre:
             else:
                 reason = EndReason.ABANDONED_IN_FLOW
         caller = replace(call.caller_leg, state=LegState.ENDED, ended_at=self._now.utc)
-        call = replace(call.with_leg(caller), end_reason=reason)
-        call = self._put(call.with_step(self._now, StepKind.LEFT, leg_id=caller.leg_id))
+        call = self._put(
+            replace(
+                call,
+                legs=call.legs_with(caller),
+                end_reason=reason,
+                steps=call.steps_with(self._now, StepKind.LEFT, leg_id=caller.leg_id),
+            )
+        )
         for leg in call.ringing:
             call = self._cancel(call, leg, Outcome.CALLER_GONE)
         self._show(call)
@@ -980,20 +987,16 @@ class ContactCentre:
 
     def _party_left(self, call: Call, leg: Leg) -> None:
         ended = replace(leg, state=LegState.ENDED, ended_at=self._now.utc)
-        call = call.with_leg(ended).with_step(
-            self._now, StepKind.LEFT, leg_id=leg.leg_id, user_id=leg.user_id
-        )
-        call = self._put(call)
+        steps = call.steps_with(self._now, StepKind.LEFT, leg_id=leg.leg_id, user_id=leg.user_id)
+        call = self._put(replace(call, legs=call.legs_with(ended), steps=steps))
         self._release(call, ended)
         self._settle(self._calls[call.call_id])
 
     def _ring_failed(self, call: Call, leg: Leg, outcome: Outcome) -> None:
         ended = replace(leg, state=LegState.ENDED, ended_at=self._now.utc, outcome=outcome)
         kind = StepKind.MISSED if leg.asked_by is None else StepKind.NOT_JOINED
-        call = call.with_leg(ended).with_step(
-            self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id, detail=outcome.value
-        )
-        call = self._put(call)
+        steps = call.steps_with(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id, detail=outcome.value)
+        call = self._put(replace(call, legs=call.legs_with(ended), steps=steps))
         # The caller first: his next agent must not be the one who has just missed him.
         self._missed(ended, outcome)
         call = self._calls[call.call_id]
@@ -1072,7 +1075,7 @@ class ContactCentre:
             before = self._handling.get(queue.queue_id, self._policy.first_handling_seconds)
             self._handling[queue.queue_id] = before + (took - before) / 20
         until = self._now.seconds + seconds
-        self._timers.set(Timer(TimerKind.WRAP_UP, agent.user_id), until)
+        self._timers.set(agent.user_id, TimerKind.WRAP_UP, until)
         self._become(agent, AgentState.WRAP_UP, call_id=call.call_id, wrap_up_until=until)
 
     def _settle(self, call: Call) -> None:
@@ -1105,8 +1108,8 @@ class ContactCentre:
     def _talk_over(self, call: Call) -> None:
         """The conversation has ended and the caller is still there: rate it, or good-bye."""
         self._forget_waiting(call)
-        call = replace(call.with_leg(replace(call.caller_leg, place=Place.ALONE)), phase=Phase.AFTER)
-        call = self._put(call)
+        caller = replace(call.caller_leg, place=Place.ALONE)
+        call = self._put(replace(call, legs=call.legs_with(caller), phase=Phase.AFTER))
         flow = self._flow_of(call)
         if flow is None or flow.after_call is None or call.answered_at is None:
             self._end_for_caller(call)
@@ -1127,8 +1130,7 @@ class ContactCentre:
         self._leave_flow(call)
         self._searches.pop(call.call_id, None)
         self._not_arranged.discard(call.call_id)
-        for kind in (TimerKind.ALONE, TimerKind.ARRANGED):
-            self._timers.cancel(Timer(kind, call.call_id))
+        self._timers.cancel(call.call_id, TimerKind.ALONE, TimerKind.ARRANGED)
         for leg in call.legs:
             if leg.alive:
                 outcome = leg.outcome or leg.cancelled or Outcome.UNREACHABLE
@@ -1137,13 +1139,19 @@ class ContactCentre:
                     replace(leg, state=LegState.ENDED, ended_at=self._now.utc, outcome=outcome_of_ringing)
                 )
                 self._release_or_miss(call, leg)
-        call = replace(call, phase=Phase.ENDED, ended_at=self._now.utc, end_reason=reason)
-        self._put(call.with_step(self._now, StepKind.ENDED, detail=reason.value))
+        self._put(
+            replace(
+                call,
+                phase=Phase.ENDED,
+                ended_at=self._now.utc,
+                end_reason=reason,
+                steps=call.steps_with(self._now, StepKind.ENDED, detail=reason.value),
+            )
+        )
         self._forget_if_done(call.call_id)
 
     def _release_or_miss(self, call: Call, leg: Leg) -> None:
-        for kind in (TimerKind.RING, TimerKind.GONE):
-            self._timers.cancel(Timer(kind, leg.leg_id))
+        self._timers.cancel(leg.leg_id, TimerKind.RING, TimerKind.GONE)
         if leg.up:
             self._release(call, leg)
         else:
@@ -1171,7 +1179,7 @@ class ContactCentre:
             if _partner(call) is not None:
                 # His partner's leg is said to be up, yet he is alone: that leg's end is on its way, or was lost.
                 due = self._now.seconds + self._policy.alone_seconds
-                self._timers.set(Timer(TimerKind.ALONE, call.call_id), due)
+                self._timers.set(call.call_id, TimerKind.ALONE, due)
         elif leg.place is Place.TOGETHER and not self._is_leaving(leg):
             self._hang_up(leg_id)
 
@@ -1192,7 +1200,7 @@ class ContactCentre:
         call = self._calls.get(call_id)
         if call is not None and call.phase is Phase.TALKING:
             due = self._now.seconds + self._policy.alone_seconds
-            self._timers.set(Timer(TimerKind.ARRANGED, call_id), due)
+            self._timers.set(call_id, TimerKind.ARRANGED, due)
 
     def _not_together(self, call: Call) -> None:
         """Parties could not be brought together: again if one of them has left, else the caller to somebody else."""
@@ -1366,7 +1374,8 @@ class ContactCentre:
     # --- agents ---------------------------------------------------------------------------------------------
 
     def _put_agent(self, agent: Agent) -> Agent:
-        agent = replace(agent, version=agent.version + 1)
+        if agent.user_id not in self._changed_agents:
+            agent = replace(agent, version=agent.version + 1)
         self._changed_agents[agent.user_id] = agent
         return self._keep_agent(agent)
 
@@ -1405,7 +1414,7 @@ class ContactCentre:
             )
         )
         if before is AgentState.WRAP_UP:
-            self._timers.cancel(Timer(TimerKind.WRAP_UP, agent.user_id))
+            self._timers.cancel(agent.user_id, TimerKind.WRAP_UP)
         if old_call is not None and old_call != call_id:
             self._forget_if_done(old_call)
         if call_id is None and agent.user_id not in self._members:
@@ -1486,7 +1495,7 @@ class ContactCentre:
     def _leg_due(self, timer: Timer) -> None:
         if not self._telephony_up:
             # What is said now is not heard; the resync tells what lives.
-            self._timers.set(timer, self._now.seconds + 1.0)
+            self._timers.set(timer.subject, timer.kind, self._now.seconds + 1.0)
             return
         leg_id = LegId(timer.subject)
         call = self._calls[call_id_of(leg_id)]
@@ -1532,7 +1541,7 @@ class ContactCentre:
     def _waited_too_long(self, call: Call) -> None:
         if call.ringing:
             # A phone is ringing for him: let it, and see again.
-            self._timers.set(Timer(TimerKind.MAX_WAIT, call.call_id), self._now.seconds + 1.0)
+            self._timers.set(call.call_id, TimerKind.MAX_WAIT, self._now.seconds + 1.0)
             return
         self._forget_waiting(call)
         call = self._put(replace(call, phase=Phase.IN_FLOW))
@@ -1628,7 +1637,7 @@ class ContactCentre:
 
     def _is_leaving(self, leg: Leg) -> bool:
         """A hang-up has been sent to this leg and its end is on its way."""
-        return self._timers.is_set(Timer(TimerKind.GONE, leg.leg_id))
+        return self._timers.is_set(leg.leg_id, TimerKind.GONE)
 
     def _hang_up_call(self, call: Call, *, to_rating: bool) -> None:
         up = [leg.leg_id for leg in call.others if leg.up]
@@ -1651,8 +1660,9 @@ class ContactCentre:
             raise Refused(Reason.CALLER_GONE)
         if caller.place is Place.HELD:
             raise Refused(Reason.ALREADY_HELD)
-        call = call.with_leg(replace(caller, place=Place.HELD))
-        call = self._put(call.with_step(self._now, StepKind.HELD, leg_id=leg.leg_id, user_id=leg.user_id))
+        held = replace(caller, place=Place.HELD)
+        steps = call.steps_with(self._now, StepKind.HELD, leg_id=leg.leg_id, user_id=leg.user_id)
+        call = self._put(replace(call, legs=call.legs_with(held), steps=steps))
         self._arrange(call)
         self._show(call)
 
@@ -1800,12 +1810,22 @@ class ContactCentre:
             raise Refused(Reason.NOT_TALKING)
         if request.disposition not in self._dispositions:
             raise Refused(Reason.UNKNOWN_DISPOSITION, request.disposition)
-        call = replace(call, disposition=request.disposition, note=request.note)
         self._put(
-            call.with_step(self._now, StepKind.DISPOSED, user_id=request.by, detail=request.disposition)
+            replace(
+                call,
+                disposition=request.disposition,
+                note=request.note,
+                steps=call.steps_with(
+                    self._now, StepKind.DISPOSED, user_id=request.by, detail=request.disposition
+                ),
+            )
         )
         if agent.state is AgentState.WRAP_UP and not request.more_time:
             self._back(agent)
+
+
+def _greeted(call: Call) -> bool:
+    return StepKind.GREETED in [step.kind for step in call.steps]
 
 
 def _plain_queue(queue_id: QueueId) -> ivr.QueueStep:

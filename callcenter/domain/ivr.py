@@ -4,14 +4,16 @@ A flow is data. The telephone core keeps one `Cursor` a call, tells it what happ
 carries out the `Step` it gets back. Nothing here waits, plays or remembers.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal, NewType, assert_never
 
+from callcenter.domain.records import replace
 from callcenter.domain.spoken import digits_prompts, number_prompts, queue_announcement, text_prompts
 
 NodeId = NewType("NodeId", str)
@@ -356,7 +358,7 @@ class Phase(StrEnum):
     """The last words of a node that has what it wanted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cursor:
     """Where a call stands in its flow; `dataclasses.asdict` and `Cursor.restored` take it through JSON."""
 
@@ -454,7 +456,11 @@ def _resume(flow: Flow, cursor: Cursor, facts: Facts) -> Entered:
         return _enter(flow, cursor, node.next, facts)
     after, step, noted = _enter(flow, cursor, cursor.node, facts)
     if isinstance(step, CollectStep) and 0 < cursor.tries < step.tries_left:
-        return replace(after, tries=cursor.tries), replace(step, tries_left=cursor.tries), noted[1:]
+        return (
+            replace(after, tries=cursor.tries),
+            dataclasses.replace(step, tries_left=cursor.tries),
+            noted[1:],
+        )
     return after, step, noted[1:]
 
 

@@ -1,4 +1,4 @@
-"""Deadlines by name: set, cancel, and those that are due; no clock inside."""
+"""Deadlines by subject and kind: set, cancel, and those that are due; no clock inside."""
 
 import heapq
 from dataclasses import dataclass, field
@@ -33,20 +33,26 @@ class Timer(NamedTuple):
 
 @dataclass(slots=True)
 class Timers:
-    """At most one deadline a name; setting it again moves it."""
+    """At most one deadline a subject and kind; setting it again moves it."""
 
-    _due: dict[Timer, float] = field(default_factory=dict)
-    _heap: list[tuple[float, Timer]] = field(default_factory=list)
+    _due: dict[str, dict[TimerKind, float]] = field(default_factory=dict)
+    _heap: list[tuple[float, TimerKind, str]] = field(default_factory=list)
 
-    def set(self, timer: Timer, due_seconds: float) -> None:
-        self._due[timer] = due_seconds
-        heapq.heappush(self._heap, (due_seconds, timer))
+    def set(self, subject: str, kind: TimerKind, due_seconds: float) -> None:
+        self._due.setdefault(subject, {})[kind] = due_seconds
+        heapq.heappush(self._heap, (due_seconds, kind, subject))
 
-    def cancel(self, timer: Timer) -> None:
-        self._due.pop(timer, None)
+    def cancel(self, subject: str, *kinds: TimerKind) -> None:
+        due = self._due.get(subject)
+        if due is None:
+            return
+        for kind in kinds:
+            due.pop(kind, None)
+        if not due:
+            del self._due[subject]
 
-    def is_set(self, timer: Timer) -> bool:
-        return timer in self._due
+    def is_set(self, subject: str, kind: TimerKind) -> bool:
+        return kind in self._due.get(subject, ())
 
     def next_due(self) -> float | None:
         self._forget_stale()
@@ -54,14 +60,23 @@ class Timers:
 
     def pop_due(self, now_seconds: float) -> Timer | None:
         """The earliest deadline that has passed, taken out; None when none has."""
-        self._forget_stale()
-        if not self._heap or self._heap[0][0] > now_seconds:
-            return None
-        _, timer = heapq.heappop(self._heap)
-        del self._due[timer]
-        return timer
+        while self._heap and self._heap[0][0] <= now_seconds:
+            due_seconds, kind, subject = heapq.heappop(self._heap)
+            if self._is_due(subject, kind, due_seconds):
+                self.cancel(subject, kind)
+                return Timer(kind, subject)
+        return None
+
+    def _is_due(self, subject: str, kind: TimerKind, due_seconds: float) -> bool:
+        """Whether a place in the heap still counts.
+
+        A cancelled or moved deadline stays there until it surfaces: cheaper than searching for it.
+        """
+        return self._due.get(subject, {}).get(kind) == due_seconds
 
     def _forget_stale(self) -> None:
-        # A cancelled or moved deadline stays in the heap until it surfaces: cheaper than searching for it.
-        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+        while self._heap:
+            due_seconds, kind, subject = self._heap[0]
+            if self._is_due(subject, kind, due_seconds):
+                return
             heapq.heappop(self._heap)

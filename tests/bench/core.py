@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from callcenter.domain.acd import Routing
 from callcenter.domain.agents import Agent, AgentState, Profile, Queue, UserRole
-from callcenter.domain.calls import CallId, QueueId, UserId, replace
+from callcenter.domain.calls import CallId, QueueId, UserId
+from callcenter.domain.records import replace
 from tests.bench.rows import Row, judged
 from tests.bench.traffic import Traffic, replay
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from callcenter.database import Database
-from callcenter.domain.calls import EndReason, Phase, replace
+from callcenter.domain.calls import EndReason, Phase
+from callcenter.domain.records import replace
 from callcenter.phone.measure import tone
 from callcenter.tickets.store import TicketStore, call_json
 from tests.e2e.house import TONES, House, dial, prepared, until, until_hears
