@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -46,6 +47,20 @@ async def test_it_starts_takes_a_call_stops_and_starts_again(own_house: House) -
         assert not _lives(asterisk)
     finally:
         house.close()
+
+
+async def test_a_low_limit_of_open_files_is_raised_for_the_engine_and_asterisk(own_house: House) -> None:
+    """A login's usual 1,024 is 140 recorded calls; what the system allows beyond it is taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, hard))
+        await asyncio.to_thread(own_house.start)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for pid in (own_house.pid, _asterisk_pid(own_house)):
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == min(hard, 16_384)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        own_house.close()
 
 
 def _asterisk_pid(house: House) -> int:
