@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,7 @@ from callcenter.directory.store import Accounts, Directory, DirectoryContent
 from callcenter.domain.agents import Agent, UserRole
 from callcenter.domain.calls import Call, CallId, Phase
 from callcenter.domain.centre import ContactCentre
+from callcenter.domain.guard import GuardLimits
 from callcenter.domain.messages import (
     Alarm,
     DirectoryChanged,
@@ -45,6 +47,8 @@ from callcenter.domain.messages import (
 )
 from callcenter.engine import Engine, clock
 from callcenter.flows import FlowSet, Reloaded, working_days
+from callcenter.gate import Gate
+from callcenter.logs import masked
 from callcenter.quality.recordings import Finished, Recordings
 from callcenter.settings import Profile, Settings
 from callcenter.tickets.journal import Journal
@@ -111,7 +115,25 @@ class App:
             secret=instance.settings.ami_secret,
             prompts=instance.settings.prompts_dir,
             raw_path=self.recordings.raw_path,
+            instance=instance.directory,
             post=self.engine.post,
+            attempted=lambda attempt: self.gate.attempt(attempt),
+        )
+        self.gate = Gate(
+            settings.data_dir,
+            limits=GuardLimits(
+                failures=settings.security.max_failures,
+                within_seconds=settings.security.within_seconds,
+                ban_seconds=settings.security.ban_seconds,
+            ),
+            spared=[
+                ip_network(each) for each in (*settings.security.never_ban, *settings.sip.trunk_addresses)
+            ],
+            clock=clock,
+            at_work=self.telephony.addresses_in_use,
+            enforce=self.telephony.shut_out,
+            alarm=self.engine.announce,
+            mask=masked,
         )
         self._content: DirectoryContent | None = None
         self._recorded: set[CallId] = set()
@@ -332,8 +354,9 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
             progress("Asterisk")
             instance = await _instance(settings, database, content, flows)
             app = App(settings, database, instance, flows)
-            async with _asterisk(app), _tasks(app, listening, progress):
-                yield app
+            with contextlib.closing(app.gate):
+                async with _asterisk(app), _tasks(app, listening, progress):
+                    yield app
 
 
 @contextlib.asynccontextmanager
@@ -452,6 +475,7 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
             group.create_task(app.end_browsers_phones(), name="telephones in browsers"),
             group.create_task(app.mend_recordings(), name="recordings of before"),
             group.create_task(app.keep_asterisk(), name="asterisk"),
+            group.create_task(app.gate.watch(), name="gate"),
             *(
                 group.create_task(app.finish_recordings(), name=f"recordings {n}")
                 for n in range(_RECORDING_WORKERS)
@@ -484,6 +508,7 @@ async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
             phones=app.telephony,
             softphone_ports=(settings.asterisk.http_port, settings.asterisk.https_port),
             console=CONSOLE,
+            gate=app.gate,
             clock=clock,
             sip_address=f"{settings.sip.bind}:{settings.sip.port}",
             demo=settings.profile is Profile.DEMO,

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
@@ -83,6 +84,8 @@ commands = typer.Typer(
 )
 users = typer.Typer(no_args_is_help=True, help="用户与密码 / users and passwords")
 commands.add_typer(users, name="users")
+bans = typer.Typer(no_args_is_help=True, help="被封禁的地址 / addresses that are shut out")
+commands.add_typer(bans, name="bans")
 
 
 def main() -> None:
@@ -387,6 +390,49 @@ def _has_schema(settings: Settings) -> bool:
     if not scheme and not Path(path).exists():
         return False  # looking into a SQLite file would make it
     return asyncio.run(schema_version(settings.database_url)) == newest_schema_version()
+
+
+# --- bans -----------------------------------------------------------------------------------------------------
+
+
+@bans.command("list")
+def list_bans(context: typer.Context) -> None:
+    """列出被封禁的地址、原因与解除时间 / addresses that are shut out, why and until when"""
+    settings = load_settings(_config(context))
+    from callcenter.flows import SHANGHAI
+    from callcenter.gate import ban_file, read_bans
+
+    now = datetime.now(UTC)
+    rows = [
+        [
+            str(ban.network),
+            ban.fault.value,
+            *(f"{each.astimezone(SHANGHAI):%Y-%m-%d %H:%M:%S}" for each in (ban.since, ban.until)),
+        ]
+        for ban in read_bans(ban_file(settings.data_dir))
+        if ban.until > now
+    ]
+    _print_table(["地址 address", "原因 reason", "自 since", "至 until"], rows)
+
+
+@bans.command("lift")
+def lift(context: typer.Context, address: Annotated[str, typer.Argument(help="地址 / address")]) -> None:
+    """解除封禁，一秒内生效 / let an address in again, within a second"""
+    settings = load_settings(_config(context))
+    from callcenter.gate import ban_file, lift_ban
+
+    try:
+        lifted = lift_ban(ban_file(settings.data_dir), address)
+    except ValueError:
+        _fail(f"{address}: 不是 IP 地址 / no IP address", status=2)
+    if not lifted:
+        _fail(f"{address}: 没有被封禁，见 callcenter bans list / is not shut out, see `callcenter bans list`")
+
+    async def note(directory: "Directory") -> None:
+        await directory.audit(None, "ban_lifted", address)
+
+    _with_directory(context, note)
+    _say(f"{address}: 已解除 / let in again")
 
 
 # --- users --------------------------------------------------------------------------------------------------

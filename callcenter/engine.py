@@ -91,6 +91,10 @@ class Engine:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def announce(self, alarm: Alarm) -> None:
+        """Tell the listeners of something outside the calls that a person on duty must know."""
+        self._done(alarm)
+
     def restore(self, calls: Iterable[Call], agents: Iterable[Agent]) -> None:
         """Take up what the records say was going on, before the first event of the telephony."""
         self._centre.restore(calls, agents, self._clock())

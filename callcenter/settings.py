@@ -317,6 +317,30 @@ class Session(Section):
     )
 
 
+class Security(Section):
+    """入侵防护 / attempts to get in"""
+
+    max_failures: int = _setting(
+        30,
+        zh="同一地址在下一项的时间内失败多少次（SIP、网页登录合计）即封禁；话机被要求密码 20 次算一次",
+        en="failures (SIP and web logins together) from one address within the next setting before it is shut out;"
+        " being asked for a password 20 times counts as one",
+        ge=3,
+        le=10000,
+    )
+    within_seconds: float = _setting(300.0, zh="在多长时间内", en="within how long", unit="s", ge=1, le=86400)
+    ban_seconds: float = _setting(
+        3600.0, zh="封禁多久，到时自动解除", en="how long it is shut out", unit="s", ge=1, le=2_592_000
+    )
+    never_ban: Networks = _setting(
+        ("127.0.0.1/32", "::1/128"),
+        zh="从不封禁、只告警的地址；中继地址和有话机在册的地址也从不封禁。反向代理的地址写在这里",
+        en="never shut out, alarmed only; so are the trunk's addresses and those our phones are registered from."
+        " A reverse proxy belongs here",
+        allowed="以逗号分隔的地址或网段，不得为全网 / addresses or networks, comma-separated, never the whole internet",
+    )
+
+
 class JournalSettings(Section):
     """记账 / journal"""
 
@@ -382,6 +406,7 @@ class Settings(BaseSettings):
     flows: Flows = Field(default_factory=Flows)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     session: Session = Field(default_factory=Session)
+    security: Security = Field(default_factory=Security)
     journal: JournalSettings = Field(default_factory=JournalSettings)
     log: Log = Field(default_factory=Log)
     disk: Disk = Field(default_factory=Disk)

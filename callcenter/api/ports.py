@@ -9,6 +9,7 @@ from typing import Protocol
 
 from callcenter.domain.agents import Agent, Profile, Queue, UserRole
 from callcenter.domain.calls import Call, CallId, Outcome, QueueId, UserId
+from callcenter.domain.guard import Attempt
 from callcenter.domain.messages import Alarm, Event, Request, SaveAgent, SaveCall
 from callcenter.domain.recordings import RecordingFile
 from callcenter.tickets.store import Ticket, TicketStatus
@@ -167,6 +168,16 @@ class PhonesPort(Protocol):
         ...
 
     async def use_desk_phone(self, number: str) -> None: ...
+
+
+class GatePort(Protocol):
+    """Who is shut out, and the ear for those who try."""
+
+    def wait_seconds(self, source: str) -> float | None:
+        """How long the address is still shut out; None when it is not."""
+        ...
+
+    def attempt(self, attempt: Attempt) -> None: ...
 
 
 class Audit(Protocol):

@@ -20,7 +20,7 @@ from callcenter.api.desk import Desk
 from callcenter.api.figures import Figures, Health
 from callcenter.api.home import home_page, home_style
 from callcenter.api.pages import Pages
-from callcenter.api.ports import Audit, RecordingsPort, Standing, TicketReader
+from callcenter.api.ports import Audit, GatePort, RecordingsPort, Standing, TicketReader
 from callcenter.api.rights import Login, Right, Viewer
 from callcenter.api.softphone import Softphone
 from callcenter.api.typed import (
@@ -62,7 +62,9 @@ from callcenter.api.views import (
 from callcenter.api.wire import CALL_BODIES, CallBody, Message, NumberText, StateBody, Word, wire_document
 from callcenter.api.words import Fault
 from callcenter.directory.store import LoginReason, LoginRefused
+from callcenter.domain import guard
 from callcenter.domain.calls import Call, CallId, Outcome, Phase, UserId
+from callcenter.domain.guard import Attempt, Door
 from callcenter.domain.messages import Reason
 from callcenter.quality.recordings import NoSuchRecording
 from callcenter.tickets.store import Ticket, TicketStatus
@@ -137,6 +139,7 @@ class Rest:
         health: Health,
         figures: Figures,
         audit: Audit,
+        gate: GatePort,
         sip_address: str,
         demo: bool,
     ) -> None:
@@ -148,6 +151,7 @@ class Rest:
         self._health = health
         self._figures = figures
         self._audit = audit
+        self._gate = gate
         self._login_slots = asyncio.Semaphore(_LOGINS_AT_ONCE)
         self._logins_waiting = 0
         self._hearings: OrderedDict[tuple[UserId, CallId, str], float] = OrderedDict()
@@ -160,13 +164,18 @@ class Rest:
 
     @route("POST", "/api/v1/session", summary="Log in", login=False, problems=(401, 403, 429, 503))
     async def log_in(self, body: LoginBody, request: web.Request) -> SessionView:
+        source = request.remote or ""
+        if (wait := self._gate.wait_seconds(source)) is not None:
+            self._figures.login_refused("banned")
+            raise Problem(
+                429, Fault.TOO_MANY, "this address", headers={hdrs.RETRY_AFTER: str(math.ceil(wait))}
+            )
         try:
             async with self._login_turn():
-                session = await self._desk.accounts.log_in(
-                    body.user, body.password, client=request.remote or ""
-                )
+                session = await self._desk.accounts.log_in(body.user, body.password, client=source)
         except LoginRefused as refused:
             self._figures.login_refused(refused.reason.value)
+            self._gate.attempt(Attempt(Door.WEB, source, body.user, _FAULTS[refused.reason]))
             raise _login_problem(refused) from refused
         await self._desk.refresh()
         viewer = Viewer.of(session.user_id, session.roles)
@@ -495,6 +504,13 @@ def bearer(request: web.Request) -> str:
     """The session token of a request; empty when there is none. Never from the address: addresses are logged."""
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     return token.strip()[:256] if scheme.lower() == "bearer" else ""
+
+
+_FAULTS = {
+    LoginReason.WRONG: guard.Fault.WRONG_PASSWORD,
+    LoginReason.LOCKED: guard.Fault.NOT_ALLOWED,
+    LoginReason.DISABLED: guard.Fault.NOT_ALLOWED,
+}
 
 
 def _login_problem(refused: LoginRefused) -> Problem:

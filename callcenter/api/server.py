@@ -18,6 +18,7 @@ from callcenter.api.ports import (
     Audit,
     DirectoryPort,
     EnginePort,
+    GatePort,
     HealthSource,
     PhonesPort,
     RecordingsPort,
@@ -72,6 +73,7 @@ def build_app(
     phones: PhonesPort,
     softphone_ports: tuple[int, int] = (8088, 8089),
     console: Path | None = None,
+    gate: GatePort,
     clock: Callable[[], Now] = wall_clock,
     limits: Limits | None = None,
     origins: Iterable[str] = (),
@@ -109,6 +111,7 @@ def build_app(
         health=Health(health, deadline_seconds=3.0),
         figures=figures,
         audit=audit,
+        gate=gate,
         sip_address=sip_address,
         demo=demo,
     )

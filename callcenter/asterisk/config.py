@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +27,13 @@ REALM = "asterisk"  # Asterisk's default, so that an unknown name is challenged 
 UNREAD_EVENTS = (
     *("VarSet", "TestEvent", "RTCPSent", "RTCPReceived", "DeviceStateChange", "Newexten", "DTMFBegin"),
     *("MusicOnHoldStart", "MusicOnHoldStop", "NewConnectedLine", "NewAccountCode", "ConfbridgeTalking"),
-    *("ExtensionStatus", "PresenceStateChange", "ChannelTalkingStart", "ChannelTalkingStop"),
+    *(
+        "ExtensionStatus",
+        "PresenceStateChange",
+        "ChannelTalkingStart",
+        "ChannelTalkingStop",
+        "SuccessfulAuth",
+    ),
 )
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
@@ -218,14 +225,7 @@ def render(
         _link(directory / name, target)
     certificate, private_key = _certificate(instance, directory / "keys")
 
-    environment = jinja2.Environment(  # noqa: S701  # these are not HTML; _only_harmless is the escape
-        loader=jinja2.FileSystemLoader(templates),
-        undefined=jinja2.StrictUndefined,
-        finalize=_only_harmless,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = _environment(templates)
     opus = any(install.has_module(name) for name in OPTIONAL_MODULES if name.startswith("codec_opus"))
     values: dict[str, Any] = {
         "instance": instance,
@@ -240,6 +240,7 @@ def render(
         "realm": REALM,
         "caller_id": lambda phone: f"{phone.number} <{phone.number}>",
         "digest": lambda phone: _digest(phone.number, phone.secret),
+        "banned": (),
     }
     written = set()
     for template in sorted(environment.list_templates(extensions=["j2"])):
@@ -249,6 +250,26 @@ def render(
     for left_over in set((directory / "etc").iterdir()) - written:  # of an older version of this program
         left_over.unlink()
     return Instance(directory, install, instance, certificate, private_key)
+
+
+def write_ban_list(
+    directory: Path, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> None:
+    """Write the instance's ban list; Asterisk takes it up when res_pjsip is reloaded. OSError."""
+    template = _environment(TEMPLATES).get_template("banned.conf.j2")
+    text = template.render(banned=[str(network) for network in networks])
+    _write_private(directory / "etc" / "banned.conf", text)
+
+
+def _environment(templates: Path) -> jinja2.Environment:
+    return jinja2.Environment(  # noqa: S701  # these are not HTML; _only_harmless is the escape
+        loader=jinja2.FileSystemLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        finalize=_only_harmless,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
 def _only_harmless(value: object) -> object:

@@ -5,11 +5,13 @@ The domain knows numbers (``1001``). A desk phone's SIP account has the number a
 browser is rung and the desk phone is not.
 """
 
+import re
 from collections.abc import Iterable
 
 from callcenter.domain.messages import PhoneSeen
 
 _BROWSER = "web-"
+_HOST = re.compile(r"@(\[[^\]]+\]|[^:;>]+)")
 
 
 def browser_of(number: str) -> str:
@@ -64,6 +66,11 @@ class Devices:
         self._in_browser = {name.removeprefix(_BROWSER) for name in browsers if name.startswith(_BROWSER)}
         numbers = {number_of(account) for account in self._contacts}
         return frozenset(number for number in numbers if self._reachable(self.of(number)))
+
+    def addresses(self) -> frozenset[str]:
+        """The IP addresses at which accounts are registered."""
+        uris = (uri for contacts in self._contacts.values() for uri in contacts)
+        return frozenset(found[1].strip("[]") for uri in uris if (found := _HOST.search(uri)))
 
     def _reachable(self, account: str) -> bool:
         return any(self._contacts.get(account, {}).values())

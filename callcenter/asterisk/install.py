@@ -26,13 +26,19 @@ MODULES = (
     # base: timing, configuration stores, dialplan
     *("res_timing_timerfd", "res_crypto", "res_pjproject", "res_sorcery_config", "res_sorcery_memory"),
     *("res_sorcery_astdb", "pbx_config", "res_http_websocket", "res_srtp", "res_rtp_asterisk"),
-    *("res_musiconhold", "res_mutestream", "res_security_log", "res_speech"),
+    *("res_musiconhold", "res_mutestream", "res_speech"),
     # SIP. Deliberately absent, because each is a way for a phone to make a call or to listen in: res_pjsip_refer
     # (REFER and Replaces), res_pjsip_messaging, the anonymous endpoint identifier. chan_pjsip insists on pubsub;
     # every endpoint has allow_subscribe=no.
-    *("res_pjsip", "res_pjsip_session", "res_pjsip_authenticator_digest", "res_pjsip_registrar"),
-    *("res_pjsip_endpoint_identifier_user", "res_pjsip_endpoint_identifier_ip", "res_pjsip_sdp_rtp"),
-    *("res_pjsip_caller_id", "res_pjsip_nat", "res_pjsip_dtmf_info", "res_pjsip_rfc3326"),
+    *("res_pjsip", "res_pjsip_acl", "res_pjsip_session", "res_pjsip_authenticator_digest"),
+    *("res_pjsip_registrar", "res_pjsip_endpoint_identifier_user", "res_pjsip_endpoint_identifier_ip"),
+    *(
+        "res_pjsip_sdp_rtp",
+        "res_pjsip_caller_id",
+        "res_pjsip_nat",
+        "res_pjsip_dtmf_info",
+        "res_pjsip_rfc3326",
+    ),
     *("res_pjsip_dlg_options", "res_pjsip_pubsub", "res_pjsip_transport_websocket", "chan_pjsip"),
     # codecs, files, bridges. Without bridge_native_rtp, which relays packets unread: keys pressed in an unrecorded
     # call of two would not be told. A recorded call never used it.

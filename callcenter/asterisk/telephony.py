@@ -6,14 +6,14 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiTimeout, AmiUnavailable
-from callcenter.asterisk.config import browser_account
+from callcenter.asterisk.config import browser_account, write_ban_list
 from callcenter.asterisk.devices import Devices, browser_of, number_of
 from callcenter.asterisk.translate import (
     Action,
@@ -21,6 +21,7 @@ from callcenter.asterisk.translate import (
     RawPath,
     Switchboard,
     arrival_of,
+    attempt_of,
     caller_of,
     event_of,
     is_ours,
@@ -28,6 +29,7 @@ from callcenter.asterisk.translate import (
 )
 from callcenter.domain.agents import Agent, AgentState, UserRole
 from callcenter.domain.calls import LegId, Outcome, call_id_of
+from callcenter.domain.guard import Attempt, Network
 from callcenter.domain.messages import (
     ArrangeFailed,
     ConversationOver,
@@ -67,11 +69,17 @@ class Telephony:
         secret: str,
         prompts: Path,
         raw_path: RawPath,
+        instance: Path,
         post: Callable[[Event], None],
+        attempted: Callable[[Attempt], None],
     ) -> None:
         self._post = post
         self._devices = Devices()
         self._switchboard = Switchboard(raw_path, prompts, self._devices.of)
+        self._attempted = attempted
+        self._instance = instance
+        self._bans_to_tell = False
+        """Whether Asterisk has not been told of the ban list as it stands in its file."""
         self._link = AmiLink(
             host=host,
             port=port,
@@ -229,6 +237,28 @@ class Telephony:
             self._post(seen)
         self._mirror(number)
 
+    # --- who is shut out ------------------------------------------------------------------------------------
+
+    def shut_out(self, networks: Collection[Network]) -> None:
+        """Have Asterisk refuse everything from these networks and from no others; an Asterisk that is away hears of it
+        when it is back. A list that cannot be written is tried again with the next change."""
+        try:
+            write_ban_list(self._instance, networks)
+        except OSError as error:
+            log.error("asterisk's ban list cannot be written", reason=error.strerror)  # noqa: TRY400  # says it all
+            return
+        self._bans_to_tell = True
+        if self.connected:
+            self._tell_bans()
+
+    def _tell_bans(self) -> None:
+        self._bans_to_tell = False
+        self._link.submit("Reload", {"Module": "res_pjsip.so"}).add_done_callback(_note_failure)
+
+    def addresses_in_use(self) -> frozenset[str]:
+        """The IP addresses from which phones of ours are registered."""
+        return self._devices.addresses()
+
     # --- events ---------------------------------------------------------------------------------------------
 
     def _event(self, message: AmiMessage) -> None:
@@ -273,6 +303,10 @@ class Telephony:
             case "UserEvent" if message.get("UserEvent") == "Settled":
                 self._switchboard.settled(leg_of(message))
                 return
+        attempt = attempt_of(message)
+        if attempt is not None:
+            self._attempted(attempt)
+            return
         event = event_of(message)
         match event:
             case FellBack(call_id):
@@ -333,6 +367,8 @@ class Telephony:
             # A new Asterisk has an empty queue, an old one may hold who was ready before the cut.
             for phone in self._ready | {number_of(account) for account in self._members}:
                 self._mirror(phone)
+            if self._bans_to_tell:
+                self._tell_bans()
 
     async def _snapshot(self) -> TelephonyResynced:
         rows = await self._link.list_action("CoreShowChannels")

@@ -14,6 +14,7 @@ from typing import assert_never
 
 from callcenter.asterisk.ami import AmiMessage
 from callcenter.domain.calls import Call, CallId, LegId, Outcome, Role, call_id_of
+from callcenter.domain.guard import Attempt, Door, Fault
 from callcenter.domain.messages import (
     Arrange,
     CallArrived,
@@ -43,6 +44,19 @@ RawPath = Callable[[Call, LegId, RecordingKind], Path]
 
 CallEffect = Play | Wait | TakeMessage | Ring | Arrange | HangUp | Mute | Record | FallBack
 
+_FAULTS = {
+    "InvalidPassword": Fault.WRONG_PASSWORD,
+    "ChallengeResponseFailed": Fault.WRONG_PASSWORD,
+    "InvalidAccountID": Fault.UNKNOWN_ACCOUNT,
+    "RequestBadFormat": Fault.MALFORMED,
+    "AuthMethodNotAllowed": Fault.NOT_ALLOWED,
+    "FailedACL": Fault.NOT_ALLOWED,
+    "InvalidTransport": Fault.NOT_ALLOWED,
+    "RequestNotAllowed": Fault.NOT_ALLOWED,
+    "UnexpectedAddress": Fault.NOT_ALLOWED,
+    "ChallengeSent": Fault.ASKED,
+}
+
 _OURS = re.compile(r".+\.\d+(-\d+)?")
 _PROMPT = re.compile(r"[a-z0-9_/-]+")
 _SHOWABLE = re.compile(r"[^0-9+*#]")
@@ -66,6 +80,17 @@ def event_of(message: AmiMessage) -> Event | None:
             return _user_event(message, leg_id)
         case _:
             return None
+
+
+def attempt_of(message: AmiMessage) -> Attempt | None:
+    """What a security event tells of somebody who did not get in; None for all other events."""
+    fault = _FAULTS.get(message.name)
+    account = message.get("AccountID")
+    if fault is None or (message.name == "ChallengeResponseFailed" and account == "<unknown>"):
+        return None  # of an unknown account InvalidAccountID has told
+    door = Door.AMI if message.get("Service") == "AMI" else Door.SIP
+    parts = message.get("RemoteAddress").split("/")  # IPV4/UDP/192.0.2.7/5060
+    return Attempt(door, parts[2] if len(parts) > 2 else "", account, fault)
 
 
 def _user_event(message: AmiMessage, leg_id: LegId) -> Event | None:

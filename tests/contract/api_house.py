@@ -30,6 +30,7 @@ from callcenter.domain import ivr
 from callcenter.domain.agents import AgentState, Profile, Queue, UserRole
 from callcenter.domain.calls import Call, CallId, LegId, Outcome, Phase, QueueId, UserId
 from callcenter.domain.centre import ContactCentre
+from callcenter.domain.guard import GuardLimits
 from callcenter.domain.messages import (
     CallArrived,
     DirectoryChanged,
@@ -44,7 +45,9 @@ from callcenter.domain.messages import (
     TelephonyResynced,
 )
 from callcenter.domain.recordings import RecordingFile, RecordingKind
-from callcenter.engine import Engine
+from callcenter.engine import Engine, clock
+from callcenter.gate import Gate
+from callcenter.logs import masked
 from callcenter.quality.recordings import Recordings
 from callcenter.tickets.store import Batch, TicketStore
 
@@ -399,6 +402,16 @@ async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIte
     engine.post = overheard  # type: ignore[method-assign]
     health = SettableHealth()
     sounds = folder / "recordings"
+    gate = Gate(
+        folder,
+        limits=GuardLimits(failures=1000, within_seconds=60, ban_seconds=60),
+        spared=(),
+        clock=clock,
+        at_work=frozenset,
+        enforce=lambda _: None,
+        alarm=engine.announce,
+        mask=masked,
+    )
     async with Database.connect(url) as database, asyncio.TaskGroup() as tasks:
         store = TicketStore(database)
         trail = Directory(database)
@@ -431,6 +444,7 @@ async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIte
             health=health,
             audit=trail.audit,
             phones=MemoryPhones(),
+            gate=gate,
             **{"limits": Limits(console_lost_seconds=0.2, session_check_seconds=0.2), **options},
         )
         running = tasks.create_task(engine.run(), name="engine")
@@ -458,5 +472,6 @@ async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIte
                     stop=runner.cleanup,
                 )
         finally:
+            gate.close()
             await runner.cleanup()
             running.cancel()

@@ -56,7 +56,9 @@ async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIt
         secret="right",
         prompts=Path("/prompts"),
         raw_path=no_disk,
+        instance=Path("/nowhere"),
         post=post,
+        attempted=lambda _: None,
     )
     running = asyncio.create_task(made.run(), name="telephony")
     try:
