@@ -37,6 +37,7 @@ from callcenter.settings import (
     explain_settings,
     load_settings,
     section_titles,
+    settings_file,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     from callcenter.directory.store import Directory, DirectoryContent
     from callcenter.flows_cli import Site
+    from callcenter.keeping.backup import House
+    from callcenter.keeping.verify import Check
     from callcenter.probe import RunningSite
 
 Answer = TypeVar("Answer")
@@ -433,6 +436,96 @@ def lift(context: typer.Context, address: Annotated[str, typer.Argument(help="�
 
     _with_directory(context, note)
     _say(f"{address}: 已解除 / let in again")
+
+
+# --- backup -------------------------------------------------------------------------------------------------
+
+_Backup = Annotated[Path, typer.Argument(help="备份目录或 .tar 文件 / directory of backups, or a .tar file")]
+_Named = Annotated[
+    str | None, typer.Option("--name", help="目录中的哪个备份，默认最新 / which one (the newest)")
+]
+
+
+@commands.command()
+def backup(
+    context: typer.Context,
+    target: _Backup,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="只留最新几个备份 / keep so many of the newest, remove the others"),
+    ] = None,
+) -> None:
+    """备份数据库、录音、流程与设置，运行中也可 / keep database, recordings, flows and settings, also while running"""
+    from callcenter.keeping import backup as keeping
+
+    house = _house(context)
+    made = keeping.backup(house, target, progress=_progress(), keep=keep)
+    size = sum(entry.bytes for entry in made.files) / 1e6
+    _say(f"{made.name}: {len(made.files)} 个文件 files, {size:,.1f} MB, 版本 schema {made.schema}")
+    if made.problems:
+        _fail(*made.problems)
+
+
+@commands.command()
+def restore(
+    context: typer.Context,
+    source: _Backup,
+    name: _Named = None,
+    without_flows: Annotated[
+        bool, typer.Option("--without-flows", help="流程目录保持现状 / leave the flows as they are")
+    ] = False,
+) -> None:
+    """把备份恢复到空的系统，升级并核对 / bring a backup back into an empty house, migrate and verify it"""
+    from callcenter.keeping import backup as keeping
+
+    made, checks = keeping.restore(
+        source, _house(context), progress=_progress(), name=name, flows=not without_flows
+    )
+    _say(f"已恢复 / restored: {made.name}")
+    _show_checks(checks)
+
+
+@commands.command()
+def verify(
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Argument(help="备份；不给则核对现有系统 / a backup; without it the house itself")
+    ] = None,
+    name: _Named = None,
+) -> None:
+    """核对备份或现有系统：记录、工单、录音是否齐全 / is a backup, or the house itself, whole?"""
+    from callcenter.keeping import backup as keeping
+
+    if source is not None:
+        _, checks = keeping.verify_backup(source, progress=_progress(), name=name)
+    else:
+        checks = asyncio.run(keeping.look(_house(context), at=datetime.now(UTC), progress=_progress()))
+    _show_checks(checks)
+
+
+def _house(context: typer.Context) -> "House":
+    from callcenter.keeping.backup import House
+
+    given = _config(context)
+    settings = load_settings(given)
+    return House(
+        settings.database_url,
+        settings.data_dir,
+        settings.recordings.dir,
+        settings.flows.dir,
+        settings_file(given),
+        f"http://{_reachable(settings.http.bind)}:{settings.http.port}/metrics",
+    )
+
+
+def _show_checks(checks: "Sequence[Check]") -> None:
+    """The table; exit status 1 when something is not as promised."""
+    rows = [
+        [f"{each.zh} / {each.en}", f"{each.looked_at:,}", f"{each.faults:,}", each.note] for each in checks
+    ]
+    _print_table(["核对 check", "查看 looked at", "不符 faults", ""], rows)
+    if told := [line for each in checks for line in each.told]:
+        _fail(*told)
 
 
 # --- users --------------------------------------------------------------------------------------------------

@@ -206,7 +206,11 @@ async def migrate(url: str, *, progress: Callable[[str], None]) -> None:
 async def schema_version(url: str) -> str | None:
     """The migration the database at `url` stands at; None for an empty one. DatabaseAway."""
     async with Database.connect(url) as database, database.read() as connection:
-        return await connection.run_sync(_current)
+        return await schema_of(connection)
+
+
+async def schema_of(connection: AsyncConnection) -> str | None:
+    return await connection.run_sync(_current)
 
 
 def newest_schema_version() -> str:

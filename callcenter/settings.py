@@ -469,11 +469,17 @@ class Explained:
 
 
 def load_settings(file: Path | None = None) -> Settings:
-    """Read `file` (or what CALLCENTER_CONFIG names, or ./callcenter.toml if there is one) and the environment.
+    """Read `file`, or whichever ``settings_file`` finds, and the environment.
 
     Raises SettingsError with every problem found.
     """
     return _read(file)[0]
+
+
+def settings_file(file: Path | None = None) -> Path | None:
+    """The file that counts: this one, what CALLCENTER_CONFIG names, or ./callcenter.toml if there is one."""
+    named = file or (Path(os.environ[FILE_VARIABLE]) if os.environ.get(FILE_VARIABLE) else None)
+    return named or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
 
 
 def explain_settings(file: Path | None = None) -> list[Explained]:
@@ -593,9 +599,8 @@ def _nearest(word: str, known: set[str]) -> str:
 
 def _read_file(file: Path | None) -> tuple[dict[str, Any], str, dict[str, int]]:
     """The file's content, its name as shown, and the line of each dotted key."""
-    named = file or (Path(os.environ[FILE_VARIABLE]) if os.environ.get(FILE_VARIABLE) else None)
-    path = named or DEFAULT_FILE
-    if named is None and not path.exists():
+    path = settings_file(file)
+    if path is None:
         return {}, "", {}
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the head

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -153,6 +153,16 @@ async def new_postgres_database(server: PostgresServer) -> str:
     finally:
         await connection.close()
     return server.url(name)
+
+
+@pytest.fixture
+def new_database(request: pytest.FixtureRequest) -> Callable[[], Awaitable[str]]:
+    """Makes empty PostgreSQL databases and says their URLs; the server starts with the first."""
+
+    async def make() -> str:
+        return await new_postgres_database(request.getfixturevalue("postgres"))
+
+    return make
 
 
 async def _clean_postgres_database(server: PostgresServer) -> str:

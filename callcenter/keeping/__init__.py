@@ -1,0 +1,1 @@
+"""What is written survives: backups, bringing them back, and proof that a house is whole."""
