@@ -19,7 +19,15 @@ import structlog
 from callcenter.domain.agents import Agent, Queue
 from callcenter.domain.calls import Call, CallId, EndReason, Now, Phase, QueueId, UserId
 from callcenter.domain.centre import ContactCentre, QueueStatus
-from callcenter.domain.messages import Alarm, Effect, Event, Request, SaveAgent, SaveCall, TelephonyResynced
+from callcenter.domain.messages import (
+    Alarm,
+    Effect,
+    Event,
+    Request,
+    SaveAgent,
+    SaveCall,
+    TelephonyResynced,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -201,7 +209,8 @@ class Engine:
         self._carry_out(effects)
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        not_done = [effect for effect in effects if not self._done(effect)]
+        # What people on the line wait for is done before it is shown to anybody or written down.
+        not_done = [effect for effect in sorted(effects, key=_is_change) if not self._done(effect)]
         for effect in not_done:
             # Once: what cannot be carried out now is not tried again with other words.
             for last in self._give_up(effect):
@@ -233,6 +242,10 @@ class Engine:
             _note_fault("effect failed", effect, error)
             return False
         return True
+
+
+def _is_change(effect: Effect) -> bool:
+    return isinstance(effect, SaveCall | SaveAgent | Alarm)
 
 
 def _gives_up(effect: Effect) -> bool:

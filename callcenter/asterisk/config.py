@@ -19,21 +19,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from callcenter.asterisk.install import MODULES, OPTIONAL_MODULES, AsteriskInstall
+from callcenter.asterisk.translate import FAULTS
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "asterisk_conf"
 REALM = "asterisk"  # Asterisk's default, so that an unknown name is challenged exactly like a known one
 
-#: Events nobody reads. List entries of an answer are not touched by the filter.
-UNREAD_EVENTS = (
-    *("VarSet", "TestEvent", "RTCPSent", "RTCPReceived", "DeviceStateChange", "Newexten", "DTMFBegin"),
-    *("MusicOnHoldStart", "MusicOnHoldStop", "NewConnectedLine", "NewAccountCode", "ConfbridgeTalking"),
-    *(
-        "ExtensionStatus",
-        "PresenceStateChange",
-        "ChannelTalkingStart",
-        "ChannelTalkingStop",
-        "SuccessfulAuth",
-    ),
+#: What the engine reads; Asterisk sends nothing else. List entries of an answer are not touched by the filter.
+READ_EVENTS = (
+    *("FullyBooted", "Newchannel", "Hangup", "HangupRequest", "DTMFEnd", "UserEvent", "OriginateResponse"),
+    "ContactStatus",
+    *FAULTS,
+)
+#: What not even has to be made, dozens a call (manager.conf: disabledevents).
+UNMADE_EVENTS = (
+    *("VarSet", "RTCPSent", "RTCPReceived", "DTMFBegin", "MusicOnHoldStart", "MusicOnHoldStop"),
+    *("Newexten", "NewConnectedLine", "NewCallerid", "NewAccountCode", "DeviceStateChange"),
+    *("ExtensionStatus", "QueueMemberStatus", "DialBegin", "DialState", "DialEnd"),
+    "SuccessfulAuth",
 )
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
@@ -234,7 +236,8 @@ def render(
         "certificate": certificate,
         "private_key": private_key,
         "modules": [*MODULES, *filter(install.has_module, OPTIONAL_MODULES)],
-        "unread_events": UNREAD_EVENTS,
+        "read_events": READ_EVENTS,
+        "unmade_events": UNMADE_EVENTS,
         "phone_codecs": "alaw,ulaw,opus" if opus else "alaw,ulaw",
         "trunk_codecs": "alaw,ulaw",
         "realm": REALM,

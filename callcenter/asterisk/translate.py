@@ -44,7 +44,7 @@ RawPath = Callable[[Call, LegId, RecordingKind], Path]
 
 CallEffect = Play | Wait | TakeMessage | Ring | Arrange | HangUp | Mute | Record | FallBack
 
-_FAULTS = {
+FAULTS = {
     "InvalidPassword": Fault.WRONG_PASSWORD,
     "ChallengeResponseFailed": Fault.WRONG_PASSWORD,
     "InvalidAccountID": Fault.UNKNOWN_ACCOUNT,
@@ -84,7 +84,7 @@ def event_of(message: AmiMessage) -> Event | None:
 
 def attempt_of(message: AmiMessage) -> Attempt | None:
     """What a security event tells of somebody who did not get in; None for all other events."""
-    fault = _FAULTS.get(message.name)
+    fault = FAULTS.get(message.name)
     account = message.get("AccountID")
     if fault is None or (message.name == "ChallengeResponseFailed" and account == "<unknown>"):
         return None  # of an unknown account InvalidAccountID has told
