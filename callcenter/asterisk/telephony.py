@@ -32,12 +32,14 @@ from callcenter.domain.calls import LegId, Outcome, call_id_of
 from callcenter.domain.guard import Attempt, Network
 from callcenter.domain.messages import (
     ArrangeFailed,
+    CallArrived,
     ConversationOver,
     Event,
     FellBack,
     LegEnded,
     LegHungUp,
     LegSeen,
+    PromptsEnded,
     Record,
     TelephonyLost,
     TelephonyResynced,
@@ -309,6 +311,10 @@ class Telephony:
             return
         event = event_of(message)
         match event:
+            case CallArrived(call_id):
+                self._switchboard.arrived(LegId(call_id))
+            case PromptsEnded(leg_id, play_id):
+                self._switchboard.prompts_ended(leg_id, play_id)
             case FellBack(call_id):
                 self._switchboard.left(LegId(call_id))
             case LegHungUp(leg_id):

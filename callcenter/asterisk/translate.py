@@ -186,11 +186,16 @@ class Switchboard:
     """Redirected, and not yet heard to have arrived."""
     _let_go: set[LegId] = field(default_factory=set)
     """In a plain bridge whose other party is leaving: on the way to the dialplan's ``AfterTalk``."""
+    _resting: dict[LegId, Meanwhile] = field(default_factory=dict)
+    """Waiting in the dialplan, and hearing that: who shall wait so need not be moved."""
+    _playing: dict[LegId, tuple[int, Meanwhile]] = field(default_factory=dict)
+    """The prompts a leg was last sent to, and what it is to hear after them."""
 
     def actions(self, effect: CallEffect) -> list[Action]:
         match effect:
             case Play(leg_id, play_id, prompts, then):
                 self.left(leg_id)
+                self._playing[leg_id] = play_id, then
                 after = "wait" if then is Meanwhile.MUSIC else "quiet"
                 files = "&".join(self._prompt(name) for name in prompts)
                 return [
@@ -198,7 +203,10 @@ class Switchboard:
                     self._sent(leg_id, "play"),
                 ]
             case Wait(leg_id, hearing):
+                if self._resting.get(leg_id) is hearing:
+                    return []
                 self.left(leg_id)
+                self._resting[leg_id] = hearing
                 return [self._sent(leg_id, "wait" if hearing is Meanwhile.MUSIC else "quiet")]
             case TakeMessage(call, leg_id, seconds):
                 self.left(leg_id)
@@ -228,6 +236,16 @@ class Switchboard:
     def appeared(self, channel: AmiMessage) -> None:
         """Asterisk has a channel, ours or not."""
         self._names[leg_of(channel)] = channel.get("Channel")
+
+    def arrived(self, leg_id: LegId) -> None:
+        """The caller waits in the dialplan with music until the centre decides."""
+        self._resting[leg_id] = Meanwhile.MUSIC
+
+    def prompts_ended(self, leg_id: LegId, play_id: int) -> None:
+        """The leg rests behind its prompts, unless it has been sent elsewhere since."""
+        playing, then = self._playing.get(leg_id, (None, None))
+        if playing == play_id and then is not None:
+            self._resting[leg_id] = then
 
     def forget_leg(self, leg_id: LegId) -> None:
         """The leg has ended."""
@@ -267,6 +285,8 @@ class Switchboard:
         self._names.clear()
         self._moving.clear()
         self._let_go.clear()
+        self._resting.clear()
+        self._playing.clear()
         for row in rows:
             leg_id = leg_of(row)
             self.appeared(row)
@@ -284,14 +304,21 @@ class Switchboard:
         return _redirect(leg_id, "engine", exten)
 
     def _put(self, leg_id: LegId, where: _Where) -> None:
+        self._stir(leg_id)
         self._places.setdefault(call_id_of(leg_id), {})[leg_id] = where
 
     def forget_places(self, call_id: CallId) -> None:
         """An arrangement failed: nobody of the call is known to be where he was sent."""
         self._places.pop(call_id, None)
 
+    def _stir(self, leg_id: LegId) -> None:
+        """The leg goes elsewhere: it rests no more, and the end of its prompts says nothing of where it is."""
+        self._resting.pop(leg_id, None)
+        self._playing.pop(leg_id, None)
+
     def left(self, leg_id: LegId) -> None:
         """The leg is neither in a bridge, nor in a room, nor on hold any more."""
+        self._stir(leg_id)
         call_id = call_id_of(leg_id)
         places = self._places.get(call_id, {})
         places.pop(leg_id, None)

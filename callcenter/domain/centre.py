@@ -487,7 +487,9 @@ class ContactCentre:
         match step:
             case ivr.PlayStep(prompts) | ivr.CollectStep(prompts) | ivr.MessageStep(prompts):
                 if prompts:
-                    self._play(call, prompts, Meanwhile.QUIET)
+                    # After a greeting he mostly waits for somebody: he need not be moved for the music to begin.
+                    music = isinstance(step, ivr.PlayStep)
+                    self._play(call, prompts, Meanwhile.MUSIC if music else Meanwhile.QUIET)
                 else:
                     self._prompts_over(call, step)
             case ivr.QueueStep():

@@ -172,6 +172,27 @@ def test_a_leg_under_way_goes_to_the_room_because_bridge_might_overtake_its_redi
     assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("go", CALLER, room), ("go", AGENT, room)]
 
 
+def test_who_waits_already_is_not_moved(board: Switchboard) -> None:
+    """Given a caller who rests with music, when he shall wait with music, then only another wish moves him."""
+    board.arrived(CALLER)
+    assert board.actions(Wait(CALLER, Meanwhile.MUSIC)) == []
+    board.actions(Play(CALLER, 7, ("welcome_12345",), Meanwhile.MUSIC))
+    board.settled(CALLER)
+    board.prompts_ended(CALLER, 7)
+    assert board.actions(Wait(CALLER, Meanwhile.MUSIC)) == []
+    assert moves(board.actions(Arrange(CALL, (CALLER, AGENT)))) == [("bridge", NAMES[CALLER], NAMES[AGENT])]
+    assert moves(board.actions(Wait(CALLER, Meanwhile.MUSIC))) == [("go", CALLER, "wait")]
+    assert board.actions(Wait(CALLER, Meanwhile.MUSIC)) == []
+    assert moves(board.actions(Wait(CALLER, Meanwhile.QUIET))) == [("go", CALLER, "quiet")]
+
+
+@pytest.mark.parametrize("ended", [6, 8])
+def test_the_end_of_other_prompts_does_not_make_a_caller_rest(board: Switchboard, ended: int) -> None:
+    board.actions(Play(CALLER, 7, ("welcome_12345",), Meanwhile.MUSIC))
+    board.prompts_ended(CALLER, ended)
+    assert moves(board.actions(Wait(CALLER, Meanwhile.MUSIC))) == [("go", CALLER, "wait")]
+
+
 def test_nobody_is_moved_while_his_bridge_dissolves(board: Switchboard) -> None:
     """Asterisk refuses a Redirect in that moment; the dialplan's AfterTalk ends it."""
     board.actions(Arrange(CALL, (CALLER, AGENT)))

@@ -97,7 +97,7 @@ def test_a_call_is_greeted_waits_is_offered_answered_talked_rated_and_ends(house
     caller, agent = LegId(call_id), leg_id(call_id, 2)
 
     greeting = house.handle(CallArrived(call_id, "13800138000", "12345"))
-    assert greeting == [Play(caller, 1, ("welcome",), Meanwhile.QUIET)]
+    assert greeting == [Play(caller, 1, ("welcome",), Meanwhile.MUSIC)]
     house.later(3)
     assert house.prompts_end(greeting) == [
         Wait(caller, Meanwhile.MUSIC),
