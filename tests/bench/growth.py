@@ -132,7 +132,7 @@ class Look:
 
 @dataclass
 class Hall:
-    """Agents who take what comes, and a trunk of citizens in a hurry; nobody listens."""
+    """Agents who take what comes, and a trunk of citizens in a hurry; nobody listens to what he hears."""
 
     house: House
     line: Phone
@@ -184,8 +184,7 @@ class Hall:
 
 
 def _deaf(call: Call) -> None:
-    """His audio shall not cost the machine what is measured."""
-    call.mute()
+    """He speaks, for Asterisk writes no file for a party who sent nothing; what he hears is not looked at."""
     with contextlib.suppress(ValueError):  # it has ended already
         asyncio.get_running_loop().remove_reader(call.stream._socket)  # nothing public is deaf
 
