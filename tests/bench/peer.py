@@ -32,6 +32,10 @@ DISSOLVES_SECONDS = 0.002
 """A bridge, after one of the two has hung up."""
 PROMPT_SECONDS = 3.0
 LOOK_SECONDS = 0.02
+ALL_BUSY = 0.98
+"""Somebody has always just hung up."""
+SPARE = 1.1
+"""So many more wait than have to, for between two looks some are served."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ class Peer(asyncio.Protocol):
         self._bridges = 0
         self._free_since: dict[str, float] = {}
         self._waiting: set[str] = set()
-        self._talking = 0
+        self._desks = 0
+        """Agents who are rung or talk."""
         self._events = 0
         self._rings = 0
         self._lags: deque[float] = deque(maxlen=1_000_000)
@@ -317,6 +322,7 @@ class Peer(asyncio.Protocol):
         unique = action["ChannelId"]
         number, title = action["CallerID"].rpartition(" ")[2].strip("<>"), action["CallerID"].split('"')[1]
         channel = self._appear(phone, unique, number, title, "from-phone", "s")
+        self._desks += 1
         self._answer(action, "Success", "Originate successfully queued")
         self._of("Newchannel", channel)
         self._set(channel, "PARTY", "SIPDOMAIN")
@@ -351,7 +357,6 @@ class Peer(asyncio.Protocol):
             self._of("NewConnectedLine", channel)
         caller, desk = (one, other) if one.caller else (other, one)
         self._waiting.discard(caller.unique)
-        self._talking += 1
         measured = self._result is not None
         talk = self.plan.talk_seconds if measured else self.plan.first_talk_seconds
         self._later(self.random.uniform(*talk), partial(self._said_enough, caller, desk, bridge))
@@ -501,9 +506,8 @@ class Peer(asyncio.Protocol):
             self._variables.pop((channel.unique, name), None)
         self._set(channel, *QOS)
         self._of("Hangup", channel, "Cause: 16\r\nCause-txt: Normal Clearing\r\n")
-        if channel.caller:
-            self._talking -= 1
-        else:
+        if not channel.caller:
+            self._desks -= 1
             self._is_free(channel)
 
     # --- the measurement ------------------------------------------------------------------------------------
@@ -520,7 +524,7 @@ class Peer(asyncio.Protocol):
 
     def _open(self) -> None:
         """Fill the house three times as fast as it will be worked off, then measure."""
-        if self._talking < self.plan.agents or len(self._waiting) < self.plan.waiting * 1.1:
+        if self._desks < self.plan.agents * ALL_BUSY or len(self._waiting) < self.plan.waiting * SPARE:
             if len(self._waiting) < self.plan.waiting * 1.5:
                 self._somebody_calls()
             self._later(1 / (3 * self.plan.calls_a_second), self._open)
@@ -554,7 +558,7 @@ class Peer(asyncio.Protocol):
         """Whoever would be one too few to wait calls at once."""
         if self._result is not None:
             self._result.fewest_waiting = min(self._result.fewest_waiting, len(self._waiting))
-            for _ in range(self.plan.waiting - len(self._waiting)):
+            for _ in range(round(self.plan.waiting * SPARE) - len(self._waiting)):
                 self._somebody_calls()
             self._later(LOOK_SECONDS, self._watch)
 
