@@ -118,6 +118,7 @@ class App:
             instance=instance.directory,
             post=self.engine.post,
             attempted=lambda attempt: self.gate.attempt(attempt),
+            alarm=self.engine.announce,
         )
         self.gate = Gate(
             settings.data_dir,
@@ -448,6 +449,7 @@ async def _instance(
         system_name=settings.asterisk.system_name,
         trunk_addresses=settings.sip.trunk_addresses,
         trunk_contact=settings.sip.trunk_contact,
+        max_calls=settings.sip.callers_at_once,
         tls_certificate=_file(settings.http.certificate),
         tls_private_key=_file(settings.http.private_key),
         fallback_prompt="system_trouble",

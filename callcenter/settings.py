@@ -222,6 +222,14 @@ class Sip(Section):
         ge=1025,
         le=65535,
     )
+    max_calls: int = _setting(
+        0,
+        zh="同时在线的来电上限，超出的以 503 回给运营商；0 为语音端口够用的数目（每通来电按两方计）",
+        en="callers at once, those beyond are answered 503 for the carrier to lead elsewhere; 0 is what the voice ports"
+        " carry with two parties to a call",
+        ge=0,
+        le=15000,
+    )
     trunk_addresses: Networks = _setting(
         ("127.0.0.1/32",),
         zh="中继线路的来源地址：这些地址打入的电话不需注册，其余一律须注册",
@@ -234,6 +242,11 @@ class Sip(Section):
         en="the trunk's address for transfers to outside numbers of the allowed list",
         allowed="地址:端口 / host:port",
     )
+
+    @property
+    def callers_at_once(self) -> int:
+        """``max_calls`` with its 0 worked out: four ports to a caller, two of them for whoever talks to him."""
+        return self.max_calls or max(1, (self.rtp_end - self.rtp_start + 1) // 4)
 
 
 class Asterisk(Section):
@@ -431,6 +444,12 @@ class Settings(BaseSettings):
         rtp = range(self.sip.rtp_start, self.sip.rtp_end + 1)
         if len(rtp) < 10:
             raise _conflict("sip.rtp_end", "语音端口至少要 10 个 / at least 10 ports for voice are needed")
+        if self.sip.max_calls > len(rtp) // 4:
+            raise _conflict(
+                "sip.max_calls",
+                f"{len(rtp)} 个语音端口只够 {len(rtp) // 4} 通来电（每通按两方、四个端口），请放宽 sip.rtp_start–sip.rtp_end / "
+                f"{len(rtp)} ports for voice carry {len(rtp) // 4} callers (two parties, four ports each): widen them",
+            )
         taken: dict[int, str] = {}
         for name in (
             "sip.port",

@@ -91,6 +91,7 @@ class InstanceSettings:
     system_name: str = "callcenter"
     trunk_addresses: tuple[str, ...] = ()  # networks whose calls are taken without registration
     trunk_contact: str | None = None  # host:port that calls to outside numbers are sent to
+    max_calls: int = 250  # callers at once; more are refused with 503
     fallback_prompt: str = "fallback"  # heard when no engine and no agent answered
     qualify_seconds: int = 30  # how often a phone is asked whether it is still there; 0: never
     tls_certificate: Path | None = None  # PEM; without it one is made for this machine
@@ -113,6 +114,8 @@ class InstanceSettings:
             raise ConfigRefused(
                 f"rtp_start {self.rtp_start} to rtp_end {self.rtp_end} holds less than two calls."
             )
+        if not 1 <= self.max_calls <= 30_000:
+            raise ConfigRefused(f"max_calls {self.max_calls} must be between 1 and 30000.")
         if not 0 <= self.qualify_seconds <= 3600:
             raise ConfigRefused(f"qualify_seconds {self.qualify_seconds} must be between 0 and 3600.")
         _check("ami_secret", self.ami_secret, _AMI_SECRET, "16 to 128 letters, digits, - or _", secret=True)

@@ -50,7 +50,15 @@ MODULES = (
     # what the dialplan and the engine use
     *("app_playback", "app_queue", "app_confbridge", "app_mixmonitor", "app_userevent", "app_record"),
     *("app_echo", "app_exec", "app_waitforcond"),
-    *("func_callerid", "func_channel", "func_global", "func_logic", "func_strings", "func_timeout"),
+    *(
+        "func_callerid",
+        "func_channel",
+        "func_global",
+        "func_groupcount",
+        "func_logic",
+        "func_strings",
+        "func_timeout",
+    ),
 )
 #: Loaded where the machine's Asterisk has them; the first is Debian's, the second the vendor's binary.
 OPTIONAL_MODULES = ("codec_opus_open_source", "codec_opus", "res_format_attr_opus")

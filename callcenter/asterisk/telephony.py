@@ -31,6 +31,7 @@ from callcenter.domain.agents import Agent, AgentState, UserRole
 from callcenter.domain.calls import LegId, Outcome, call_id_of
 from callcenter.domain.guard import Attempt, Network
 from callcenter.domain.messages import (
+    Alarm,
     ArrangeFailed,
     CallArrived,
     ConversationOver,
@@ -51,6 +52,7 @@ _CHANNEL_GONE = re.compile(r"does not exist|not up|No such channel")
 """What Asterisk says of a channel that has been or is being hung up; "Redirect failed" of one it could not move."""
 
 _BEAT_SECONDS = 1.0
+_REFUSED_EVERY_SECONDS = 60.0
 _LET_GO_SECONDS = 0.5  # a hang-up reaches the dialplan's AfterTalk in 2 ms (docs/adr/0002)
 _MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
 
@@ -74,11 +76,15 @@ class Telephony:
         instance: Path,
         post: Callable[[Event], None],
         attempted: Callable[[Attempt], None],
+        alarm: Callable[[Alarm], None],
     ) -> None:
         self._post = post
         self._devices = Devices()
         self._switchboard = Switchboard(raw_path, prompts, self._devices.of)
         self._attempted = attempted
+        self._alarm = alarm
+        self._refused_calls = 0
+        """Callers there was no place for since the last alarm told of them."""
         self._instance = instance
         self._bans_to_tell = False
         """Whether Asterisk has not been told of the ban list as it stands in its file."""
@@ -302,6 +308,9 @@ class Telephony:
                 return
             case "UserEvent" if message.get("UserEvent") == "CallArrived":
                 self._coming.pop(leg_of(message), None)
+            case "UserEvent" if message.get("UserEvent") == "CallsRefused":
+                self._no_place()
+                return
             case "UserEvent" if message.get("UserEvent") == "Settled":
                 self._switchboard.settled(leg_of(message))
                 return
@@ -325,6 +334,18 @@ class Telephony:
                 self._forget_postponed(leg_id)
         if event is not None:
             self._post(event)
+
+    def _no_place(self) -> None:
+        """Alarm at the first caller who is refused, then with their number as long as it goes on."""
+        self._refused_calls += 1
+        if self._refused_calls == 1:
+            self._alarm(Alarm("calls_refused", {"calls": "1"}))
+            asyncio.get_running_loop().call_later(_REFUSED_EVERY_SECONDS, self._tell_refused)
+
+    def _tell_refused(self) -> None:
+        more, self._refused_calls = self._refused_calls - 1, 0
+        if more:
+            self._alarm(Alarm("calls_refused", {"calls": str(more)}))
 
     def _refuse_forwarding(self, message: AmiMessage) -> None:
         """Cut a call that a phone's 302 makes to the outside (docs/adr/0002): we rang the phone and nobody else.

@@ -116,6 +116,7 @@ WRONG = [
     ("[sip]\nport = 8080\n", "callcenter.toml:", "already used by"),
     ("[sip]\nport = 10500\n", "callcenter.toml:2: sip.port: ", "range of ports for voice"),
     ("[sip]\nrtp_end = 10005\n", "callcenter.toml:2: sip.rtp_end: ", "at least 10"),
+    ("[sip]\nmax_calls = 251\n", "callcenter.toml:2: sip.max_calls: ", "carry 250 callers"),
     ("[http]\nport = = 1\n", "callcenter.toml:2: ", "not valid TOML"),
     ("[http", "callcenter.toml:1: ", "not valid TOML"),
 ]
