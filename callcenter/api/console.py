@@ -36,6 +36,7 @@ from callcenter.api.wire import (
 )
 from callcenter.api.words import SENTENCES, Fault
 from callcenter.database import DatabaseAway, clean_text
+from callcenter.domain.agents import Agent
 from callcenter.domain.calls import Call, CallId, Phase, QueueId, UserId
 from callcenter.domain.messages import Alarm, ConsoleLost, Reason, SaveAgent, SaveCall
 
@@ -49,7 +50,10 @@ NO_BINARY = 1003
 TOO_MANY_SCREENS = 4429
 _GONE = 1006
 
-_QUEUES_EVERY_SECONDS = 0.25
+_TEAM_EVERY_SECONDS = 0.25
+_LINES_AT_ONCE = 100
+_UNREAD_BYTES = 64 * 1024
+"""Waiting in a connection's buffer: from here on each line waits until the one before is on its way."""
 _SAME_WAIT = timedelta(seconds=1.5)
 
 
@@ -100,8 +104,17 @@ class _Asked:
 class Screen:
     """One connected console."""
 
-    def __init__(self, *, socket: web.WebSocketResponse, hello: Hello, login: Login, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        socket: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        hello: Hello,
+        login: Login,
+        limits: Limits,
+    ) -> None:
         self.socket = socket
+        self._transport = transport
         self.login = login
         self.client = hello.client
         self.softphone = hello.softphone
@@ -150,28 +163,42 @@ class Screen:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while (text := await self._next(snapshot)) is not None:
+            while texts := await self._next(snapshot):
                 try:
                     async with asyncio.timeout(self._limits.stuck_seconds):
-                        await self.socket.send_str(text)
+                        await self._send(texts)
                 except TimeoutError:
                     raise Bye(STUCK, "the screen does not read; connect again") from None
                 except ConnectionError:
                     raise Bye(_GONE, "gone") from None
 
-    async def _next(self, snapshot: Callable[["Screen", int], Awaitable[str]]) -> str | None:
+    async def _send(self, texts: list[str]) -> None:
+        """All but the last leave in one piece; the last goes the usual way, which waits where the screen does not read."""
+        *first, last = texts
+        if first and self._transport is not None and self._transport.get_write_buffer_size() < _UNREAD_BYTES:
+            if self._transport.is_closing():
+                raise ConnectionResetError("the screen is gone")
+            self._transport.write(b"".join(map(_frame, first)))
+        else:
+            for text in first:
+                await self.socket.send_str(text)
+        await self.socket.send_str(last)
+
+    async def _next(self, snapshot: Callable[["Screen", int], Awaitable[str]]) -> list[str]:
         if self._stale:
             self._seq += 1
-            return await snapshot(self, self._seq)
-        if not self._lines:
-            return None
-        line = self._lines.popleft()
-        if line.kind is None:
-            self._answers -= 1
-            self._room.set()
-            return line.text
-        self._seq += 1
-        return f'{{"type":"{line.kind}","seq":{self._seq},{line.text}}}'
+            return [await snapshot(self, self._seq)]
+        texts: list[str] = []
+        while self._lines and len(texts) < _LINES_AT_ONCE:
+            line = self._lines.popleft()
+            if line.kind is None:
+                self._answers -= 1
+                self._room.set()
+                texts.append(line.text)
+            else:
+                self._seq += 1
+                texts.append(f'{{"type":"{line.kind}","seq":{self._seq},{line.text}}}')
+        return texts
 
     def now_fresh(self, shown: set[CallId]) -> None:
         """What follows is told relative to the snapshot just made."""
@@ -191,7 +218,9 @@ class Console:
         self._asked: dict[tuple[UserId, str], OrderedDict[int, _Asked]] = {}
         self._lost: dict[UserId, asyncio.TimerHandle] = {}
         self._queues: dict[QueueId, QueueView] = {}
-        self._queues_due: asyncio.TimerHandle | None = None
+        self._changed: dict[UserId, Agent] = {}
+        """Whose colleagues have not been told yet."""
+        self._team_due: asyncio.TimerHandle | None = None
         self._doing: set[asyncio.Task[str]] = set()
         self._closing = False
 
@@ -208,7 +237,7 @@ class Console:
             # Each is bounded by the time a command may take.
             await asyncio.gather(*self._doing, return_exceptions=True)
             unsubscribe()
-            for timer in (*self._lost.values(), *([self._queues_due] if self._queues_due else ())):
+            for timer in (*self._lost.values(), *([self._team_due] if self._team_due else ())):
                 timer.cancel()
 
     def close_all(self) -> None:
@@ -231,17 +260,14 @@ class Console:
         match change:
             case SaveCall(call):
                 self._call_changed(call)
-                self._look_at_queues_soon()
+                self._look_at_team_soon()
             case SaveAgent(agent):
-                view = agent_view(agent, now=self._desk.now())
-                body = f'"agent":{view.model_dump_json()}'
-                for screen in self._everybody():
-                    if (
-                        screen.login.viewer.may(Right.SEE_COLLEAGUES)
-                        or screen.login.viewer.user_id == agent.user_id
-                    ):
+                if own := self._screens.get(agent.user_id):
+                    body = self._agent_body(agent)
+                    for screen in own:
                         screen.tell("agent", body)
-                self._look_at_queues_soon()
+                self._changed[agent.user_id] = agent
+                self._look_at_team_soon()
             case Alarm(key, facts):
                 at = self._desk.now().utc.isoformat()
                 body = f'"at":"{at}","key":{json.dumps(key)},"facts":{json.dumps({name: clean_text(fact) for name, fact in facts.items()})}'
@@ -258,9 +284,15 @@ class Console:
             self._desk.call_ended(call)
         kind = "call_ended" if over else "call"
         bodies: dict[bool, str] = {}
+        concerned = {leg.user_id for leg in call.legs} | set(call.handled_by)
         for screen in self._everybody():
-            if screen.login.viewer.sees(call):
-                plain = screen.login.viewer.sees_number_of(call)
+            viewer = screen.login.viewer
+            if not (
+                viewer.user_id in concerned or call.call_id in screen.shown or viewer.may(Right.SEE_ALL_CALLS)
+            ):
+                continue  # most screens, and cheaply
+            if viewer.sees(call):
+                plain = viewer.sees_number_of(call)
                 if plain not in bodies:
                     view = call_view(call, sees_number=plain, name_of=self._desk.name_of).model_dump_json()
                     bodies[plain] = (
@@ -275,22 +307,35 @@ class Console:
                 screen.shown.discard(call.call_id)
                 screen.tell("call_ended", f'"call_id":{json.dumps(call.call_id)},"call":null')
 
-    def _look_at_queues_soon(self) -> None:
-        # A busy second changes a queue dozens of times; eyes need four.
-        if self._queues_due is None:
+    def _look_at_team_soon(self) -> None:
+        # A busy second changes people and queues dozens of times; eyes need four. What is told then goes in one piece.
+        if self._team_due is None:
             loop = asyncio.get_running_loop()
-            self._queues_due = loop.call_later(_QUEUES_EVERY_SECONDS, self._tell_queues)
+            self._team_due = loop.call_later(_TEAM_EVERY_SECONDS, self._tell_team)
 
-    def _tell_queues(self) -> None:
-        self._queues_due = None
+    def _tell_team(self) -> None:
+        """Everybody learns how his colleagues and the queues are now; of himself he has heard at once."""
+        self._team_due = None
+        onlookers = [screen for screen in self._everybody() if screen.login.viewer.may(Right.SEE_COLLEAGUES)]
+        changed, self._changed = self._changed, {}
+        if not onlookers:
+            self._queues.clear()  # whoever comes next begins with a snapshot
+            return
+        for agent in changed.values():
+            body = self._agent_body(agent)
+            for screen in onlookers:
+                if screen.login.viewer.user_id != agent.user_id:
+                    screen.tell("agent", body)
         for view in self._desk.queue_views():
             if _looks_the_same(self._queues.get(QueueId(view.queue_id)), view):
                 continue
             self._queues[QueueId(view.queue_id)] = view
             body = f'"queue":{view.model_dump_json()}'
-            for screen in self._everybody():
-                if screen.login.viewer.may(Right.SEE_COLLEAGUES):
-                    screen.tell("queue", body)
+            for screen in onlookers:
+                screen.tell("queue", body)
+
+    def _agent_body(self, agent: Agent) -> str:
+        return f'"agent":{agent_view(agent, now=self._desk.now()).model_dump_json()}'
 
     async def _snapshot(self, screen: Screen, seq: int) -> str:
         desk, viewer = self._desk, screen.login.viewer
@@ -341,7 +386,7 @@ class Console:
         )
         await socket.prepare(request)
         try:
-            screen = await self._greet(socket)
+            screen = await self._greet(socket, request)
         except Bye as unwelcome:
             await _close(socket, request, unwelcome)
             return socket
@@ -367,7 +412,7 @@ class Console:
         if urlsplit(origin).netloc.lower() != request.host.lower():
             raise Problem(403, Fault.FOREIGN_ORIGIN, "Origin and Host differ")
 
-    async def _greet(self, socket: web.WebSocketResponse) -> Screen:
+    async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Screen:
         try:
             async with asyncio.timeout(self._limits.hello_seconds):
                 first = await socket.receive()
@@ -389,7 +434,9 @@ class Console:
             raise Bye(NOT_LOGGED_IN, "the session is over; log in again")
         if len(self._screens.get(login.viewer.user_id, ())) >= self._limits.screens_a_user:
             raise Bye(TOO_MANY_SCREENS, "too many screens of this user; close some")
-        return Screen(socket=socket, hello=hello, login=login, limits=self._limits)
+        return Screen(
+            socket=socket, transport=request.transport, hello=hello, login=login, limits=self._limits
+        )
 
     def _arrived(self, screen: Screen) -> None:
         self._screens.setdefault(screen.login.viewer.user_id, []).append(screen)
@@ -498,6 +545,17 @@ class Console:
         except Problem as problem:
             return _refusal(command.id, problem.reason, problem.detail)
         return Done(id=command.id).model_dump_json()
+
+
+def _frame(text: str) -> bytes:
+    """One unmasked, uncompressed text frame (RFC 6455 5.2)."""
+    payload = text.encode()
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 1 << 16:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
 
 
 async def _close(socket: web.WebSocketResponse, request: web.Request, bye: Bye) -> None:

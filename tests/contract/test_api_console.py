@@ -74,12 +74,12 @@ async def test_changes_come_in_order_without_a_gap(home: House) -> None:
         assert (offered["call"]["phase"], offered["call"]["caller"]) == ("waiting", CALLER)
         await mine.until("agent", lambda said: said["agent"]["state"] == "talking")
         await leader.until("call", lambda said: said["call"]["phase"] == "talking")
+        await leader.until("queue")
         await spec.until("agent", lambda said: said["agent"]["state"] == "talking")
         await home.hang_up(call)
         ended = await mine.until("call_ended")
         assert (ended["call_id"], ended["call"]["end_reason"]) == (call, "completed")
         await leader.until("call_ended")
-        await leader.until("queue")
 
 
 async def test_a_missed_offer_leaves_the_screen_while_the_call_goes_on(home: House) -> None:
