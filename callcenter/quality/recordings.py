@@ -30,6 +30,8 @@ SAMPLE_RATE = 8000
 CLOSE_SECONDS = 5.0
 """How long after the call's end Asterisk may take to close its files."""
 _SETTLED_SECONDS = 1.0
+_COMPRESSION = 0.0
+"""FLAC's quickest: half the CPU of its default, for speech seven per cent larger."""
 _BLOCK_FRAMES = 10 * SAMPLE_RATE
 _SHANGHAI = ZoneInfo("Asia/Shanghai")
 _SAFE_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -177,7 +179,15 @@ class Recordings:
             if not frames:
                 original.unlink()
                 return None
-            with soundfile.SoundFile(part, "w", SAMPLE_RATE, channels, "PCM_16", format="FLAC") as encoded:
+            with soundfile.SoundFile(
+                part,
+                "w",
+                SAMPLE_RATE,
+                channels,
+                "PCM_16",
+                format="FLAC",
+                compression_level=_COMPRESSION,
+            ) as encoded:
                 for block in _blocks(original, channels):
                     encoded.write(block)
             _check_same_audio(part, original, channels)

@@ -1,6 +1,7 @@
 """The way of every change into the database: nothing is lost, nothing is written twice, no call ever waits for it.
 
-While the database can be written, changes wait in memory for some milliseconds. While it cannot, everything that waits
+While the database can be written, changes wait in memory for some milliseconds: those that come while a transaction is
+under way, or right behind it, share the next one. While it cannot, everything that waits
 goes to the spill file with each try, so that a killed process loses no more than the last seconds; when it is back, the
 file is written first and then emptied. Writing something twice is harmless (``TicketStore.apply``), so every doubt is
 settled by writing again.
@@ -14,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ WRITE_SECONDS = 20.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 BATCH_SIZE = 200
+GATHER_SECONDS = 0.05
+"""Between two transactions: a call changes a dozen times, and a transaction costs as much as what is in it."""
 _AGENT = TypeAdapter(AgentRecord)
 _RECORDING = TypeAdapter(RecordingFile)
 
@@ -72,6 +75,8 @@ class Journal:
         self._degraded = False
         self._pause = FIRST_PAUSE_SECONDS
         self._wanted = asyncio.Event()
+        self._enough = asyncio.Event()
+        """No more gathering: a whole batch waits, or somebody waits for everything to be written."""
         self._overfull = asyncio.Event()
         self._all_written = asyncio.Event()
 
@@ -108,6 +113,7 @@ class Journal:
 
     async def flush(self, timeout: float) -> bool:  # noqa: ASYNC109 - not an error: what is left gets spilled
         """Wait up to `timeout` seconds until everything is in the database; False when something is left."""
+        self._enough.set()
         try:
             async with asyncio.timeout(timeout):
                 await self._all_written.wait()
@@ -135,6 +141,7 @@ class Journal:
             self._wanted.clear()
             try:
                 await self._write_everything()
+                await self._gather()
             except (DatabaseAway, DBAPIError, TimeoutError) as error:
                 if not self._degraded:
                     _log.error("journal.database_away", reason=str(error)[:300])
@@ -143,6 +150,13 @@ class Journal:
                 await self._put_aside()
                 await asyncio.sleep(self._pause)
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    async def _gather(self) -> None:
+        if self._waiting < BATCH_SIZE:
+            self._enough.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._enough.wait()
 
     async def _write_everything(self) -> None:
         while self._spill.lines:
@@ -227,6 +241,8 @@ class Journal:
     def _has_come(self) -> None:
         self._all_written.clear()
         self._wanted.set()
+        if self._waiting >= BATCH_SIZE:
+            self._enough.set()
         if self._waiting > self._capacity:
             self._overfull.set()
 
