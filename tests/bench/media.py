@@ -24,11 +24,12 @@ from callcenter.phone.phone import Call, Phone
 from tests.bench.process import Footprint, asterisk_pid
 from tests.bench.rows import Row, Verdict, judged
 from tests.bench.site import LINE, Staff, all_ready, phones, site, trunk
-from tests.e2e.house import House, Person, until
+from tests.e2e.house import House, Person, ProblemError, until
 
 SOURCE = Path(__file__).with_name("sound.c")
 CALLS_A_SECOND = 5.0
 SETTLE_SECONDS = 3.0
+RINGS_WITHIN_SECONDS = 30.0
 TWO, THREE = "c", "r"
 """The kinds of streams: of two-party calls, and of rooms."""
 
@@ -57,14 +58,19 @@ async def _measure(
             await hall.calls(TWO)
         await hall.until_talking(pairs)
         rows = [await _window(f"{pairs} recorded two-party calls", house, hall, seconds)]
-        if rooms:
+        what = f"{pairs} recorded two-party calls and {rooms} recorded rooms of three"
+        try:
             for _ in range(rooms):
                 await hall.calls(THREE)
             await hall.until_talking(pairs + rooms)
             for expert, at in zip(hall.experts, range(rooms), strict=True):
                 await hall.brings_in(expert, staff.specialist_users[at][0], hall.talks[pairs + at])
-            what = f"{pairs} recorded two-party calls and {rooms} recorded rooms of three"
-            rows.append(await _window(what, house, hall, seconds))
+        except (TimeoutError, AssertionError, ProblemError) as error:
+            # What was measured before it is not lost.
+            rows.append(Row(what, f"the rooms were not made: {error}", verdict=Verdict.FAILED))
+            hall.sound.close()
+            return rows
+        rows.append(await _window(what, house, hall, seconds))
         expected = 3 * pairs + 4 * rooms
         recorded = len(house.raw_recordings())
         if recorded < expected:
@@ -152,7 +158,7 @@ class Hall:
             agent = Person(self.house, desk.user, rest, desk.phone)
             call_id = await agent.call_id()
             await agent.does("invite", call_id, user=user)
-            call = await expert.next_call(10)
+            call = await expert.next_call(RINGS_WITHIN_SECONDS)
             await _answered(call)
             self.sound.takes(call, THREE)
 
