@@ -28,7 +28,7 @@ setup: environment
 
 .PHONY: test
 test: environment-dev
-	@tools/system-packages.sh postgresql espeak-ng baresip-core curl
+	@tools/system-packages.sh postgresql espeak-ng baresip-core curl libfaketime
 	@$(BIN)/callcenter setup --asterisk-only
 	@$(BIN)/pytest $(PYTEST_OPTIONS)
 

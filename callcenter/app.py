@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import assert_never
 
 import structlog
 from aiohttp import web
@@ -37,6 +38,7 @@ from callcenter.domain.guard import GuardLimits
 from callcenter.domain.messages import (
     Alarm,
     DirectoryChanged,
+    Draining,
     Effect,
     FlowsChanged,
     Record,
@@ -50,7 +52,7 @@ from callcenter.flows import FlowSet, Reloaded, working_days
 from callcenter.gate import Gate
 from callcenter.logs import masked
 from callcenter.quality.recordings import Finished, Recordings
-from callcenter.settings import Profile, Settings
+from callcenter.settings import Profile, Settings, ShutdownMode
 from callcenter.tickets.journal import Journal
 from callcenter.tickets.store import AgentRecord, TicketStore
 
@@ -118,6 +120,7 @@ class App:
             instance=instance.directory,
             post=self.engine.post,
             attempted=lambda attempt: self.gate.attempt(attempt),
+            calls=lambda: self.engine.calls,
             alarm=self.engine.announce,
         )
         self.gate = Gate(
@@ -136,6 +139,8 @@ class App:
             alarm=self.engine.announce,
             mask=masked,
         )
+        self.hands_over = False
+        """On the way out Asterisk and its calls are left to the next engine."""
         self._content: DirectoryContent | None = None
         self._recorded: set[CallId] = set()
         self._ended: asyncio.Queue[Call] = asyncio.Queue()  # one entry a recorded call that has ended
@@ -280,6 +285,19 @@ class App:
             else:
                 log.info("asterisk started again", pid=self.asterisk.pid)
 
+    async def drain(self) -> None:
+        """Take no new call, and return when the last one that was there has ended."""
+        self.engine.post(Draining())
+        ended = asyncio.Event()
+        forget = self.engine.subscribe(lambda _: ended.set())
+        try:
+            await self.engine.settle()
+            while self.engine.calls:
+                ended.clear()
+                await ended.wait()
+        finally:
+            forget()
+
     async def say_goodbye(self) -> None:
         """End every call and see its record written before the telephony goes."""
         with contextlib.suppress(TimeoutError):
@@ -362,7 +380,7 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
 
 @contextlib.asynccontextmanager
 async def _asterisk(app: App) -> AsyncIterator[None]:
-    """Asterisk, started if it is not there; stopped at the end, but not when the engine fails.
+    """Asterisk, started if it is not there; stopped at the end, but not when the engine fails or hands over.
 
     Then its fallback queue goes on answering, and the next engine takes the calls up. What was started here and never
     came to work is taken away again.
@@ -376,7 +394,8 @@ async def _asterisk(app: App) -> AsyncIterator[None]:
         if started_here and not app.telephony.has_been_up:
             await app.asterisk.stop()
         raise
-    await app.asterisk.stop()
+    if not app.hands_over:
+        await app.asterisk.stop()
 
 
 @contextlib.contextmanager
@@ -488,7 +507,8 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
             async with _web(app, listening):
                 yield
         finally:
-            await app.say_goodbye()
+            if not app.hands_over:
+                await app.say_goodbye()
             for task in reversed(live):
                 task.cancel()
             await app.journal.flush(timeout=5)
@@ -552,16 +572,60 @@ def _allow_many_files() -> None:
 
 
 async def serve(settings: Settings, *, progress: Progress) -> None:
-    """Run until SIGINT or SIGTERM."""
+    """Run until SIGINT, which ends every call, or SIGTERM, which does what `shutdown.mode` says.
+
+    A second signal of either kind ends the waiting for calls.
+    """
     _allow_many_files()
-    stop = asyncio.Event()
+    terminated, interrupted = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, progress=progress):
+    loop.add_signal_handler(signal.SIGINT, interrupted.set)
+    loop.add_signal_handler(
+        signal.SIGTERM, lambda: (interrupted if terminated.is_set() else terminated).set()
+    )
+    async with running(settings, progress=progress) as app:
         progress(_ready_line(settings))
-        await stop.wait()
+        await _first(terminated, interrupted)
+        if not interrupted.is_set():
+            match settings.shutdown.mode:
+                case ShutdownMode.DRAIN:
+                    await _drain(app, interrupted, settings.shutdown.drain_seconds, progress)
+                case ShutdownMode.HAND_OVER:
+                    progress(
+                        "引擎停下，通话留给下一个引擎 / the engine stops; its calls are left to the next one"
+                    )
+                    app.hands_over = True
+                case ShutdownMode.NOW:
+                    pass
+                case _:
+                    assert_never(settings.shutdown.mode)
         progress("正在停止 / stopping")
+
+
+async def _drain(app: App, interrupted: asyncio.Event, seconds: float, progress: Progress) -> None:
+    calls = len(app.engine.calls)
+    if calls:
+        progress(
+            f"还有 {calls} 通来电，最多等 {seconds:g} 秒；再发一次信号立即停止 / {calls} calls left, waiting for at most "
+            f"{seconds:g} s; a second signal stops at once"
+        )
+    draining = asyncio.create_task(app.drain(), name="drain")
+    interruption = asyncio.create_task(interrupted.wait(), name="second signal")
+    await asyncio.wait({draining, interruption}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in (draining, interruption):
+        task.cancel()
+    await asyncio.gather(draining, interruption, return_exceptions=True)
+    if app.engine.calls:
+        log.warning("calls are ended by the shutdown", calls=len(app.engine.calls))
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def _ready_line(settings: Settings) -> str:

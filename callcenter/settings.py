@@ -64,6 +64,12 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class ShutdownMode(StrEnum):
+    DRAIN = "drain"
+    HAND_OVER = "hand_over"
+    NOW = "now"
+
+
 def _setting(
     default: object,
     *,
@@ -390,6 +396,25 @@ class Disk(Section):
     )
 
 
+class Shutdown(Section):
+    """停机 / shutdown"""
+
+    mode: ShutdownMode = _setting(
+        ShutdownMode.DRAIN,
+        zh="收到 SIGTERM 时：drain 不再接新来电，把在线和排队的服务完；hand_over 只停引擎，通话继续，由新引擎接管；now 立即结束全部通话",
+        en="on SIGTERM: drain takes no new calls and serves those there to their end; hand_over leaves Asterisk and its calls to "
+        "the next engine; now ends every call",
+    )
+    drain_seconds: float = _setting(
+        60,
+        unit="s",
+        ge=1,
+        le=7200,
+        zh="drain 最多等多久，然后结束剩余通话",
+        en="how long drain waits at most before it ends the calls that are left",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that is set, checked; paths are absolute."""
 
@@ -423,6 +448,7 @@ class Settings(BaseSettings):
     journal: JournalSettings = Field(default_factory=JournalSettings)
     log: Log = Field(default_factory=Log)
     disk: Disk = Field(default_factory=Disk)
+    shutdown: Shutdown = Field(default_factory=Shutdown)
 
     @property
     def database_url(self) -> str:

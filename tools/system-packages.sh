@@ -9,6 +9,7 @@ present() {
         baresip-core) command -v baresip ;;
         postgresql) ls /usr/lib/postgresql/*/bin/initdb || command -v initdb ;;
         libc6-dev) [ -e /usr/include/stdio.h ] ;;
+        libfaketime) ls /usr/lib/*/faketime/libfaketimeMT.so.1 ;;
         *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }

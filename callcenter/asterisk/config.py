@@ -93,7 +93,7 @@ class InstanceSettings:
     trunk_contact: str | None = None  # host:port that calls to outside numbers are sent to
     max_calls: int = 250  # callers at once; more are refused with 503
     fallback_prompt: str = "fallback"  # heard when no engine and no agent answered
-    qualify_seconds: int = 30  # how often a phone is asked whether it is still there; 0: never
+    qualify_seconds: int = 5  # how often a phone is asked whether it is still there; 0: never
     tls_certificate: Path | None = None  # PEM; without it one is made for this machine
     tls_private_key: Path | None = None
 
@@ -185,8 +185,6 @@ def browser_account(name: str, password: str) -> tuple[DatabaseRow, ...]:
         "allow": "opus,ulaw,alaw",
         "direct_media": "no",
         "rewrite_contact": "yes",
-        "rtp_timeout": "120",
-        "rtp_timeout_hold": "3600",
         "allow_transfer": "no",
         "allow_subscribe": "no",
         "redirect_method": "user",

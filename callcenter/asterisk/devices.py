@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from callcenter.domain.messages import PhoneSeen
 
 _BROWSER = "web-"
+_STATUS = {True: "Reachable", False: "Unreachable"}
 _HOST = re.compile(r"@(\[[^\]]+\]|[^:;>]+)")
 
 
@@ -66,6 +67,18 @@ class Devices:
         self._in_browser = {name.removeprefix(_BROWSER) for name in browsers if name.startswith(_BROWSER)}
         numbers = {number_of(account) for account in self._contacts}
         return frozenset(number for number in numbers if self._reachable(self.of(number)))
+
+    def missed(self, contacts: Iterable[tuple[str, str, str]]) -> frozenset[tuple[str, str, str]]:
+        """What ``contact`` would have been told had no event been lost, compared with the contacts there are."""
+        listed = {(account, uri): status != "Unreachable" for account, uri, status in contacts}
+        told = {(a, uri): well for a, uris in self._contacts.items() for uri, well in uris.items()}
+        changed = {key: _STATUS[well] for key, well in listed.items() if told.get(key) is not well}
+        gone = {key: "Removed" for key in told if key not in listed}
+        return frozenset((account, uri, status) for (account, uri), status in (changed | gone).items())
+
+    def answers(self, number: str) -> bool:
+        """Whether the telephone of a number can be reached."""
+        return self._reachable(self.of(number))
 
     def addresses(self) -> frozenset[str]:
         """The IP addresses at which accounts are registered."""

@@ -7,12 +7,16 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 import structlog
 
 from callcenter.asterisk.ami import AmiError, AmiLink, AmiMessage, AmiRefused, AmiTimeout, AmiUnavailable
+from callcenter.asterisk.audit import Difference, Stray, Untold, differences, of_callers
 from callcenter.asterisk.config import browser_account, write_ban_list
 from callcenter.asterisk.devices import Devices, browser_of, number_of
 from callcenter.asterisk.translate import (
@@ -28,15 +32,18 @@ from callcenter.asterisk.translate import (
     leg_of,
 )
 from callcenter.domain.agents import Agent, AgentState, UserRole
-from callcenter.domain.calls import LegId, Outcome, call_id_of
+from callcenter.domain.calls import Call, CallId, Leg, LegId, Outcome, call_id_of
 from callcenter.domain.guard import Attempt, Network
 from callcenter.domain.messages import (
     Alarm,
     ArrangeFailed,
     CallArrived,
+    CallAstray,
     ConversationOver,
     Event,
     FellBack,
+    LegAnswered,
+    LegDead,
     LegEnded,
     LegHungUp,
     LegSeen,
@@ -55,6 +62,24 @@ _BEAT_SECONDS = 1.0
 _REFUSED_EVERY_SECONDS = 60.0
 _LET_GO_SECONDS = 0.5  # a hang-up reaches the dialplan's AfterTalk in 2 ms (docs/adr/0002)
 _MAX_HELD_BACK = 100_000  # events during one resync; more than a minute of the busiest hour
+_AUDIT_SECONDS = 3.0
+_LOOK_AGAIN_SECONDS = 0.5  # an event takes milliseconds from Asterisk to the centre
+_LISTEN_SECONDS = 1.0
+_LINE_LISTEN_SECONDS = 20.0  # so often a leg on the trunk is listened to
+_LINE_SILENT_SECONDS = 120.0  # a carrier sends packets also for a caller who says nothing
+_PHONE_SILENT_SECONDS = (
+    4.0  # of a phone that does not answer SIP either; its cable may have been out for five seconds
+)
+_CLOCK_SECONDS = 1.0  # Asterisk tells whole seconds
+
+
+@dataclass(slots=True)
+class _Heard:
+    """The packets that have come from a leg, in monotonic seconds."""
+
+    packets: str
+    changed: float
+    looked: float
 
 
 class Telephony:
@@ -76,9 +101,12 @@ class Telephony:
         instance: Path,
         post: Callable[[Event], None],
         attempted: Callable[[Attempt], None],
+        calls: Callable[[], Mapping[CallId, Call]],
         alarm: Callable[[Alarm], None],
     ) -> None:
+        """``calls``: the living calls as the centre believes them to be."""
         self._post = post
+        self._calls = calls
         self._devices = Devices()
         self._switchboard = Switchboard(raw_path, prompts, self._devices.of)
         self._attempted = attempted
@@ -108,6 +136,11 @@ class Telephony:
         self._members: set[str] = set()
         """The accounts in it, as Asterisk said last and was told since."""
         self._accounts_change = asyncio.Lock()
+        self._rows: list[AmiMessage] = []
+        """The channels at the last look of the audit."""
+        self._heard: dict[LegId, _Heard] = {}
+        self._clock: tuple[float, float] | None = None
+        """What Asterisk's time of day is ahead of our monotonic clock, at least and at most."""
 
     @property
     def connected(self) -> bool:
@@ -119,6 +152,8 @@ class Telephony:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._resync_whenever_up(), name="telephony resync")
             tasks.create_task(self._beat(), name="telephony heartbeat")
+            tasks.create_task(self._audit(), name="telephony audit")
+            tasks.create_task(self._listen(), name="telephony silence watch")
             tasks.create_task(self._link.run(), name="ami link")
 
     # --- effects --------------------------------------------------------------------------------------------
@@ -271,8 +306,11 @@ class Telephony:
 
     def _event(self, message: AmiMessage) -> None:
         if self._held_back is not None:
-            if len(self._held_back) < _MAX_HELD_BACK:
-                self._held_back.append(message)
+            self._held_back.append(message)
+            if len(self._held_back) > _MAX_HELD_BACK:
+                # None may be missing, so all that was gathered is void: the resync begins again.
+                self._alarm(Alarm("resync_flooded", {"events": str(len(self._held_back))}))
+                self._resync()
             return
         if not self._link.connected:
             return  # before the resync nothing is known yet that this could change
@@ -319,6 +357,10 @@ class Telephony:
             self._attempted(attempt)
             return
         event = event_of(message)
+        if event is not None:
+            self._happened(event)
+
+    def _happened(self, event: Event) -> None:
         match event:
             case CallArrived(call_id):
                 self._switchboard.arrived(LegId(call_id))
@@ -332,8 +374,7 @@ class Telephony:
                 self._let_go(leg_id)
             case LegEnded(leg_id):
                 self._forget_postponed(leg_id)
-        if event is not None:
-            self._post(event)
+        self._post(event)
 
     def _no_place(self) -> None:
         """Alarm at the first caller who is refused, then with their number as long as it goes on."""
@@ -363,13 +404,19 @@ class Telephony:
 
     def _came_up(self) -> None:
         self.has_been_up = True
-        self._held_back = deque()
+        self._clock = None
         self._say_alive()
+        self._resync()
+
+    def _resync(self) -> None:
+        """From here on events are held back until the lists have been gathered, all of them anew."""
+        self._held_back = deque()
         self._up.set()
 
     def _went_down(self, reason: str) -> None:
         self._up.clear()
         self._held_back = None
+        self._heard.clear()
         self._coming.clear()
         for leg_id in tuple(self._postponed):
             self._forget_postponed(leg_id)
@@ -387,6 +434,8 @@ class Telephony:
                     await asyncio.sleep(_BEAT_SECONDS)
                     self._up.set()
                 continue
+            if self._up.is_set():
+                continue  # begun again meanwhile
             self._post(snapshot)
             held_back, self._held_back = self._held_back, None
             for message in held_back or ():
@@ -436,6 +485,8 @@ class Telephony:
         except AmiRefused:
             return ""  # hung up since the list
 
+    # --- heartbeat ------------------------------------------------------------------------------------------
+
     async def _beat(self) -> None:
         """Tell the dialplan every second that an engine is there (docs/adr/0002)."""
         while True:
@@ -444,8 +495,131 @@ class Telephony:
             await asyncio.sleep(_BEAT_SECONDS)
 
     def _say_alive(self) -> None:
-        beat = {"Variable": "ENGINE_BEAT", "Value": str(int(time.time()))}
+        """The beat is Asterisk's own time of day, as far as it is known: so no other clock has to agree with it."""
+        now = time.monotonic()
+        ahead = self._clock[1] if self._clock else time.time() - now
+        beat = {"Variable": "ENGINE_BEAT", "Value": str(int(ahead + now))}
         self._link.submit("Setvar", beat).add_done_callback(_note_failure)
+        asked = self._link.submit("Getvar", {"Variable": "EPOCH"})
+        asked.add_done_callback(partial(self._clock_read, now))
+
+    def _clock_read(self, asked: float, reply: asyncio.Future[AmiMessage]) -> None:
+        """Notice that Asterisk's clock was set."""
+        if reply.cancelled() or reply.exception() is not None:
+            return
+        told = int(reply.result().get("Value") or 0)
+        before, self._clock = self._clock, (told - reply.result().received, told + 1 - asked)
+        if before is None:
+            return
+        least, most = self._clock
+        forwards, backwards = least - before[1], before[0] - most
+        if max(forwards, backwards) <= _CLOCK_SECONDS:
+            return
+        seconds = round(forwards if forwards > 0 else -backwards)
+        log.warning("the clock was set", seconds=seconds)
+        self._alarm(Alarm("clock_set", {"seconds": str(seconds)}))
+        if seconds < 0 and self.connected:
+            # Asterisk sleeps by the time of day: who waits now would not look for a beat again before it is as late
+            # as it was. The resync puts every caller where he is to be, and there he looks anew.
+            self._resync()
+
+    # --- audit ----------------------------------------------------------------------------------------------
+
+    async def _audit(self) -> None:
+        """Every few seconds, see what Asterisk has and mend what a lost event would have left for ever."""
+        while True:
+            await asyncio.sleep(_AUDIT_SECONDS)
+            if not self.connected:
+                continue
+            try:
+                await self._audit_once()
+            except AmiError as error:
+                log.warning("audit failed", error=type(error).__name__)
+
+    async def _audit_once(self) -> None:
+        off, phones = await self._look()
+        if not off and not phones:
+            return
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        off_still, phones_still = await self._look()
+        for difference in off & off_still:
+            if self.connected:
+                log.warning("an event was lost", difference=type(difference).__name__)
+                await self._mend(difference)
+        for account, uri, status in phones & phones_still:
+            log.warning("an event was lost", difference="ContactStatus")
+            seen = self._devices.contact(account, uri, status)
+            if seen is not None:
+                self._post(seen)
+
+    async def _look(self) -> tuple[frozenset[Difference], frozenset[tuple[str, str, str]]]:
+        """Everything in which Asterisk and the centre differ now."""
+        self._rows = await self._list("CoreShowChannels")
+        contacts = [_contact_of(row) for row in await self._list("PJSIPShowContacts")]
+        return differences(self._calls(), self._rows, datetime.now(UTC)), self._devices.missed(contacts)
+
+    async def _mend(self, difference: Difference) -> None:
+        match difference:
+            case Stray(leg_id):
+                self._link.submit("Hangup", {"Channel": leg_id}).add_done_callback(_note_failure)
+            case Untold(leg_id, fell_back):
+                if await self._variable(leg_id, "PARTY") != "caller":
+                    return
+                call_id, dialled = CallId(leg_id), await self._variable(leg_id, "DIALLED")
+                caller = next((caller_of(row) for row in self._rows if leg_of(row) == leg_id), "")
+                self._happened((FellBack if fell_back else CallArrived)(call_id, caller, dialled))
+            case CallAstray(call_id):
+                self._switchboard.found_again(call_id, self._rows)
+                self._happened(difference)
+            case LegEnded(leg_id):
+                self._switchboard.forget_leg(leg_id)
+                self._happened(difference)
+            case LegAnswered():
+                self._happened(difference)
+            case _:
+                assert_never(difference)
+
+    # --- silence --------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Notice parties who vanished without a word, by the packets that come from them no more.
+
+        A phone is suspected when it does not answer SIP (`qualify_seconds`); a line, which is not asked, is
+        given longer, since a carrier may save packets while nobody speaks.
+        """
+        while True:
+            await asyncio.sleep(_LISTEN_SECONDS)
+            legs = [leg for call in self._calls().values() for leg in call.legs if leg.up]
+            self._heard = {leg.leg_id: h for leg in legs if (h := self._heard.get(leg.leg_id)) is not None}
+            for leg in legs:
+                if not self.connected:
+                    break
+                if of_callers(leg):
+                    await self._listen_to(leg, every=_LINE_LISTEN_SECONDS, silent=_LINE_SILENT_SECONDS)
+                elif self._devices.answers(leg.address):
+                    self._heard.pop(leg.leg_id, None)
+                else:
+                    await self._listen_to(leg, every=0.0, silent=_PHONE_SILENT_SECONDS)
+
+    async def _listen_to(self, leg: Leg, *, every: float, silent: float) -> None:
+        now = time.monotonic()
+        heard = self._heard.get(leg.leg_id)
+        if heard is not None and now - heard.looked < every:
+            return
+        try:
+            packets = await self._variable(leg.leg_id, "CHANNEL(rtcp,rxcount)")
+        except AmiError:
+            return
+        if heard is None or heard.packets != packets or not packets:
+            self._heard[leg.leg_id] = _Heard(packets, now, now)
+        elif now - heard.changed < silent:
+            heard.looked = now
+        else:
+            del self._heard[leg.leg_id]
+            log.warning(
+                "nothing is heard of a party any more", leg=leg.leg_id, seconds=round(now - heard.changed)
+            )
+            self._post(LegDead(leg.leg_id))
 
 
 def _note_failure(reply: asyncio.Future[AmiMessage]) -> None:

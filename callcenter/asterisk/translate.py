@@ -288,16 +288,31 @@ class Switchboard:
         self._resting.clear()
         self._playing.clear()
         for row in rows:
-            leg_id = leg_of(row)
             self.appeared(row)
-            if not is_ours(leg_id):
-                continue
-            if row.get("Application") == "ConfBridge":
-                self._put(leg_id, _Where.ROOM)
-            elif row.get("Context") == "engine" and row.get("Exten") == "hold":
-                self._put(leg_id, _Where.HOLD)
-            elif row.get("BridgeId"):
-                self._put(leg_id, _Where.BRIDGE)
+            self._found(row)
+
+    def found_again(self, call_id: CallId, rows: Iterable[AmiMessage]) -> None:
+        """Learn where the parties of one call really are."""
+        self._places.pop(call_id, None)
+        for row in rows:
+            leg_id = leg_of(row)
+            if call_id_of(leg_id) == call_id:
+                self._moving.discard(leg_id)
+                self._let_go.discard(leg_id)
+                self._stir(leg_id)
+                self.appeared(row)
+                self._found(row)
+
+    def _found(self, row: AmiMessage) -> None:
+        leg_id = leg_of(row)
+        if not is_ours(leg_id):
+            return
+        if row.get("Application") == "ConfBridge":
+            self._put(leg_id, _Where.ROOM)
+        elif row.get("Context") == "engine" and row.get("Exten") == "hold":
+            self._put(leg_id, _Where.HOLD)
+        elif row.get("BridgeId"):
+            self._put(leg_id, _Where.BRIDGE)
 
     def _sent(self, leg_id: LegId, exten: str) -> Action:
         self._moving.add(leg_id)

@@ -37,10 +37,12 @@ from callcenter.domain.messages import (
     Arrange,
     ArrangeFailed,
     CallArrived,
+    CallAstray,
     ConsoleLost,
     ConversationOver,
     DigitPressed,
     DirectoryChanged,
+    Draining,
     Drop,
     Effect,
     Event,
@@ -53,6 +55,7 @@ from callcenter.domain.messages import (
     Invite,
     Leave,
     LegAnswered,
+    LegDead,
     LegEnded,
     LegHungUp,
     LegSeen,
@@ -116,6 +119,8 @@ class Policy:
     """Handling time assumed until the queue has its own average."""
     prompt_seconds: float = 90.0
     """A prompt whose length is not known and whose end has not been told is taken as ended: no silent caller."""
+    phone_back_seconds: float = 120.0
+    """An agent whose phone was away for less, and who was ready, is ready again. As long as a registration lasts."""
     alone_seconds: float = 0.5
     """So long after Asterisk let go of a caller his partner's end may come; the dialplan holds him for 3 s."""
 
@@ -181,6 +186,7 @@ class ContactCentre:
         self._dispositions: frozenset[str] = frozenset()
         self._numbers: frozenset[str] = frozenset()
         self._telephony_up = False
+        self._draining = False
         self._closing = False
         self._reconciling: CallId | None = None
         self._serving: Timer | None = None
@@ -383,6 +389,12 @@ class ContactCentre:
                 self._conversation_over(leg_id)
             case ArrangeFailed(call_id):
                 self._arrange_failed(call_id)
+            case LegDead(leg_id):
+                self._leg_dead(leg_id)
+            case CallAstray(call_id):
+                call = self._calls.get(call_id)
+                if call is not None:
+                    self._take_up(call)
             case FellBack():
                 self._fell_back(event)
             case PhoneSeen(phone, reachable):
@@ -400,6 +412,8 @@ class ContactCentre:
                 self._directory_changed(event)
             case FlowsChanged(flows):
                 self._flows_changed(flows)
+            case Draining():
+                self._draining = True
             case ShuttingDown():
                 self._shut_down()
             case ConsoleLost(user_id):
@@ -416,6 +430,9 @@ class ContactCentre:
         if self._closing:
             self._put(replace(call, end_reason=EndReason.SHUT_DOWN))
             self._hang_up(call.caller_leg.leg_id)
+        elif self._draining:
+            call = self._put(replace(call, end_reason=EndReason.SHUT_DOWN))
+            self._say_then_hang_up(call, "system_trouble")
         elif flow is None:
             self._out.append(Alarm("no_flow", {"dialled": event.dialled}))
             self._say_then_hang_up(call, "no_such_number")
@@ -1197,6 +1214,22 @@ class ContactCentre:
         self._out.append(HangUp(leg.leg_id))
         self._leg_ended(leg.leg_id, leg.cancelled or Outcome.UNREACHABLE)
 
+    def _leg_dead(self, leg_id: LegId) -> None:
+        """End a leg nobody is at; a caller who talked with nobody else is given to somebody else, first of all."""
+        call = self._calls.get(call_id_of(leg_id))
+        leg = call.leg(leg_id) if call else None
+        if call is None or leg is None or not leg.up or self._is_leaving(leg):
+            return
+        self._out.append(Alarm("leg_dead", {"leg": leg_id}))
+        caller = call.caller_leg
+        alone = not call.ringing and all(o is leg or self._is_leaving(o) for o in call.parties)
+        if leg is not caller and alone and call.phase is Phase.TALKING and caller.up:
+            # He first: the bridge would dissolve under his Redirect, and Asterisk would refuse it.
+            self._requeue(call)
+            if call.call_id in self._in_flow:
+                self._play(call, ("transferring",), Meanwhile.MUSIC)
+        self._hang_up(leg_id)
+
     def _arrange_failed(self, call_id: CallId) -> None:
         """A party that hung up as it was moved is the rule: its end, seen by then, settles it."""
         call = self._calls.get(call_id)
@@ -1275,12 +1308,22 @@ class ContactCentre:
         agent = self._put_agent(replace(agent, phone_reachable=reachable))
         if agent.state is AgentState.READY and not reachable:
             self._become(agent, AgentState.NOT_READY, reason=NotReady.NO_PHONE.value)
+        elif agent.state is AgentState.OFFERED and not reachable:
+            self._withdraw_offer(agent, Outcome.UNREACHABLE)
+        elif (
+            reachable
+            and agent.state is AgentState.NOT_READY
+            and agent.reason == NotReady.NO_PHONE
+            and self._now.seconds - agent.since_seconds < self._policy.phone_back_seconds
+        ):
+            self._become(agent, AgentState.READY)
 
     def _console_lost(self, user_id: UserId) -> None:
         agent = self._agents.get(user_id)
         if agent is None:
             return
-        if agent.state is AgentState.READY:
+        waits_for_phone = agent.state is AgentState.NOT_READY and agent.reason == NotReady.NO_PHONE
+        if agent.state is AgentState.READY or waits_for_phone:
             self._become(agent, AgentState.NOT_READY, reason=NotReady.CONNECTION_LOST.value)
         elif agent.call_id is not None and agent.after_call is AgentState.READY:
             lost = NotReady.CONNECTION_LOST.value

@@ -78,6 +78,20 @@ class ArrangeFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LegDead:
+    """Nothing has been heard of whoever is at this leg for too long: no sound, no answer."""
+
+    leg_id: LegId
+
+
+@dataclass(frozen=True, slots=True)
+class CallAstray:
+    """Asterisk has the caller, or whoever talks with him, in another place than where the centre wants them."""
+
+    call_id: CallId
+
+
+@dataclass(frozen=True, slots=True)
 class FellBack:
     """The dialplan gave a caller to its fallback queue because it heard no heartbeat."""
 
@@ -147,6 +161,11 @@ class ShuttingDown:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """The centre is going to be switched off: the callers there are served, whoever comes now is asked to ring later."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConsoleLost:
     """The last screen of a user went away and did not come back in time."""
 
@@ -163,6 +182,8 @@ Event = (
     | MessageEnded
     | ConversationOver
     | ArrangeFailed
+    | LegDead
+    | CallAstray
     | FellBack
     | PhoneSeen
     | TelephonyResynced
@@ -171,6 +192,7 @@ Event = (
     | DirectoryChanged
     | FlowsChanged
     | ConsoleLost
+    | Draining
     | ShuttingDown
 )
 

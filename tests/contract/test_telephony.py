@@ -59,6 +59,7 @@ async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIt
         instance=Path("/nowhere"),
         post=post,
         attempted=lambda _: None,
+        calls=dict,
         alarm=lambda _: None,
     )
     running = asyncio.create_task(made.run(), name="telephony")

@@ -9,9 +9,11 @@ from callcenter.domain.messages import (
     Arrange,
     ArrangeFailed,
     CallArrived,
+    CallAstray,
     ConsoleLost,
     ConversationOver,
     DigitPressed,
+    Draining,
     Drop,
     FallBack,
     FellBack,
@@ -20,6 +22,7 @@ from callcenter.domain.messages import (
     Hold,
     Invite,
     Leave,
+    LegDead,
     LegHungUp,
     LegSeen,
     LogOut,
@@ -920,3 +923,79 @@ def test_a_phone_that_declines_is_heard_by_its_outcome_only(house: House) -> Non
     assert house.handle(LegHungUp(leg_id(call_id, 2))) == []
     house.ends(leg_id(call_id, 2), Outcome.REFUSED)
     assert house.agent(ZHANG).reason == "rejected"
+
+
+# --- whoever vanishes without a word ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_dead_phone_gives_its_caller_to_the_next_agent_before_all_others(
+    house: House, *, held: bool
+) -> None:
+    call_id, leg = house.talking(ZHANG)
+    if held:
+        house.asks(Hold(ZHANG.user_id, call_id))
+    house.arrives()
+    house.phone(ZHANG, reachable=False)
+    effects = house.handle(LegDead(leg))
+    assert only(Play, effects).prompts == ("transferring",)
+    assert effects.index(only(Play, effects)) < effects.index(HangUp(leg))
+    house.ends(leg)
+    house.later(60)
+    assert house.agent(ZHANG).state is AgentState.NOT_READY
+    assert rung(house.asks(SetReady(LI.user_id))) == [(leg_id(call_id, 3), "1002")]
+
+
+def test_a_dead_phone_of_three_parties_leaves_the_other_two_talking(house: House) -> None:
+    call_id, leg = house.talking(ZHANG)
+    house.asks(Invite(ZHANG.user_id, call_id, specialist("tax1"), privately=False))
+    house.answers(leg_id(call_id, 3))
+    assert house.handle(LegDead(leg))[-1:] == [HangUp(leg)]
+    house.ends(leg)
+    assert house.call(call_id).phase is Phase.TALKING
+    assert [party.address for party in house.call(call_id).parties] == ["8001"]
+
+
+def test_a_dead_line_ends_the_call(house: House) -> None:
+    call_id, leg = house.talking(ZHANG)
+    assert HangUp(LegId(call_id)) in house.handle(LegDead(LegId(call_id)))
+    assert HangUp(leg) in house.ends(call_id)
+
+
+def test_a_phone_that_is_back_soon_makes_its_agent_ready_again(house: House) -> None:
+    house.ready(ZHANG)
+    house.phone(ZHANG, reachable=False)
+    assert house.agent(ZHANG).state is AgentState.NOT_READY
+    house.later(20)
+    house.phone(ZHANG, reachable=True)
+    assert house.agent(ZHANG).state is AgentState.READY
+    house.phone(ZHANG, reachable=False)
+    house.later(600)
+    house.phone(ZHANG, reachable=True)
+    assert house.agent(ZHANG).state is AgentState.NOT_READY
+
+
+def test_an_offer_to_a_phone_that_vanishes_goes_to_the_next_one(house: House) -> None:
+    house.ready(ZHANG, LI)
+    call_id = house.arrives()
+    assert house.phone(ZHANG, reachable=False) == [HangUp(leg_id(call_id, 2))]
+    assert rung(house.ends(leg_id(call_id, 2))) == [(leg_id(call_id, 3), "1002")]
+
+
+def test_a_call_found_elsewhere_is_put_where_it_belongs(house: House) -> None:
+    call_id, leg = house.talking(ZHANG)
+    assert house.handle(CallAstray(call_id)) == [Arrange(call_id, (LegId(call_id), leg), ())]
+    waiting = house.arrives()
+    assert Wait(LegId(waiting), Meanwhile.MUSIC) in house.handle(CallAstray(waiting))
+
+
+def test_draining_serves_who_is_there_and_refuses_who_comes(house: House) -> None:
+    waiting = house.arrives()
+    house.handle(Draining())
+    late = house.new_call_id()
+    effects = house.handle(CallArrived(late, "13800138000", "96500"))
+    assert only(Play, effects).prompts == ("system_trouble",)
+    assert house.prompts_end(effects) == [HangUp(LegId(late))]
+    house.ends(late)
+    assert house.call(late).end_reason is EndReason.SHUT_DOWN
+    assert rung(house.asks(SetReady(ZHANG.user_id))) == [(leg_id(waiting, 2), "1001")]

@@ -6,6 +6,7 @@ over AMI whether Asterisk has a channel left.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 import aiohttp
 from sqlalchemy import update
 
-from callcenter.asterisk.ami import AmiLink, AmiRefused
+from callcenter.asterisk.ami import AmiLink, AmiMessage, AmiRefused
 from callcenter.database import Database
 from callcenter.directory.schema import queues
 from callcenter.phone.measure import read_wav, shares, tone, write_wav
@@ -131,6 +132,16 @@ class House:
         self._process.send_signal(signal.SIGINT)
         return self._process.wait(seconds)
 
+    def terminate(self) -> None:
+        """What a service manager does to stop it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, *, seconds: float = 60) -> int:
+        """Wait for the end; returns the exit status."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
     def kill(self) -> None:
         """The engine dies at once; Asterisk stays."""
         if self._process is not None and self._process.poll() is None:
@@ -194,7 +205,7 @@ class House:
             try:
                 yield person
             finally:
-                with contextlib.suppress(ProblemError):
+                with contextlib.suppress(ProblemError, aiohttp.ClientConnectionError):
                     await rest.put("/api/v1/me/state", {"state": "logged_out"})
 
     @contextlib.asynccontextmanager
@@ -207,6 +218,10 @@ class House:
 
     async def channels(self) -> list[str]:
         """What Asterisk has on the line."""
+        return [row.get("Channel") for row in await self.channel_rows()]
+
+    async def channel_rows(self) -> list[AmiMessage]:
+        """What Asterisk has on the line, and where."""
         up = asyncio.Event()
         link = AmiLink(
             host="127.0.0.1",
@@ -225,10 +240,18 @@ class House:
                     rows = await link.list_action("CoreShowChannels")
                 except AmiRefused:
                     rows = []
-            return [row.get("Channel") for row in rows]
+            return rows
         finally:
             await link.close()
             await running
+
+    @property
+    def asterisk_pid(self) -> int:
+        return int(next(self.data.glob("asterisk/**/asterisk.pid")).read_text())
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What the engine has logged, for houses that log JSON."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
 
     def raw_recordings(self) -> list[Path]:
         return [*self.recordings.rglob("*.raw")]

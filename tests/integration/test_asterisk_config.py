@@ -712,7 +712,7 @@ async def test_a_relative_recording_lands_in_the_recordings(ami: Ami, caller: Wi
 async def test_without_an_engine_the_caller_is_still_answered(
     ami: Ami, caller: Wire, wire: Callable[..., Wire]
 ) -> None:
-    """The heart stops: a waiting caller reaches the queue in seven seconds, a new one at once, and an agent rings."""
+    """The heart stops: a waiting caller reaches the queue in seven seconds, a new one in three, an agent rings."""
     channel = await arrive(ami, caller)
     fallen = ami.next_user("EngineFallback", Uniqueid=channel)
     ami.heart.cancel()  # type: ignore[attr-defined]  # set by the fixture
