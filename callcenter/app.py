@@ -22,6 +22,7 @@ import structlog
 from aiohttp import web
 from sqlalchemy import text
 
+from callcenter.api.bounded import Places, bounded
 from callcenter.api.ports import Component, Standing
 from callcenter.api.server import build_app
 from callcenter.asterisk.ami import AmiError
@@ -65,6 +66,8 @@ DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
 _FLOW_POLL_SECONDS = 1.0
 _DIRECTORY_POLL_SECONDS = 2.0
 _GOODBYE_SECONDS = 3.0
+_HANDSHAKE_SECONDS = 10.0
+_MOST_CONNECTIONS = 5_000
 _BROWSERS_SECONDS = 10.0
 _RESTART_SECONDS = 2.0
 _DATABASE_RETRY_SECONDS = 5.0
@@ -357,6 +360,12 @@ async def running(settings: Settings, *, progress: Progress) -> AsyncIterator[Ap
 
     Raises CannotStart and the parts' own errors, each a sentence that says what to do.
     """
+    if settings.open_demo:
+        raise CannotStart(
+            '演示环境（人人皆知的密码）不得对外开放：http.bind、sip.bind 有非本机地址。请设 profile = "production"，或确知无妨时设 '
+            "demo_beyond_this_machine = true / the demo profile, whose passwords everybody knows, would be open to other "
+            'machines (http.bind, sip.bind): set profile = "production", or demo_beyond_this_machine = true if you are sure.'
+        )
     for directory in (settings.data_dir, settings.recordings.dir):
         directory.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.data_dir), _listen(settings.http.bind, settings.http.port) as listening:
@@ -540,10 +549,30 @@ async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listening, ssl_context=_tls(app)).start()
-        yield
+        tls = _tls(app)
+        server = await asyncio.get_running_loop().create_server(
+            bounded(_protocols(runner), Places(most=_connections())),
+            sock=listening,
+            ssl=tls,
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS if tls else None,
+        )
+        try:
+            yield
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
+
+
+def _protocols(runner: web.AppRunner) -> web.Server:
+    if runner.server is None:
+        raise RuntimeError("The runner is set up before it serves.")
+    return runner.server
+
+
+def _connections() -> int:
+    """How many the web server takes: half of what may be open, the rest is for calls and their records."""
+    return min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def _tls(app: App) -> ssl.SSLContext | None:

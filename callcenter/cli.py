@@ -287,7 +287,8 @@ def _toml(rows: list[Explained]) -> str:
 
 
 def _toml_value(default: str) -> str:
-    return default if default.replace(".", "", 1).isdigit() else json.dumps(default, ensure_ascii=False)
+    plain = default in {"true", "false"} or default.replace(".", "", 1).isdigit()
+    return default if plain else json.dumps(default, ensure_ascii=False)
 
 
 @commands.command()
@@ -347,6 +348,11 @@ def check(context: typer.Context) -> None:
     """检查设置、全部流程与提示音，指出文件与行 / check settings, every flow and prompt; names file and line"""
     settings = load_settings(_config(context))
     _say("设置正确 settings are right")
+    if settings.open_demo:
+        _fail(
+            "演示环境（人人皆知的密码）不得对外开放，见 demo_beyond_this_machine / the demo profile, whose passwords everybody "
+            "knows, would be open to other machines; see demo_beyond_this_machine"
+        )
     from callcenter import flows_cli
     from callcenter.speech.prompts import check as check_prompts
     from callcenter.speech.prompts import load_catalogue

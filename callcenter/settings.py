@@ -437,6 +437,13 @@ class Settings(BaseSettings):
         zh="demo 带示范用户和号码；production 有演示密码时拒绝启动",
         en="demo has users and numbers to try; production does not start while a demo password is left",
     )
+    demo_beyond_this_machine: bool = _setting(
+        False,
+        zh="demo 的密码人人皆知：http.bind 或 sip.bind 为非本机地址时拒绝启动，除非设为 true",
+        en="everybody knows the demo's passwords: it does not start on an address other machines can reach unless this"
+        " is true",
+        allowed="true | false",
+    )
     http: Http = Field(default_factory=Http)
     sip: Sip = Field(default_factory=Sip)
     asterisk: Asterisk = Field(default_factory=Asterisk)
@@ -449,6 +456,14 @@ class Settings(BaseSettings):
     log: Log = Field(default_factory=Log)
     disk: Disk = Field(default_factory=Disk)
     shutdown: Shutdown = Field(default_factory=Shutdown)
+
+    @property
+    def open_demo(self) -> bool:
+        """Whether other machines could log in with passwords that everybody knows, and nobody said that they may."""
+        reachable = any(
+            not ipaddress.ip_address(each).is_loopback for each in (self.http.bind, self.sip.bind)
+        )
+        return self.profile is Profile.DEMO and reachable and not self.demo_beyond_this_machine
 
     @property
     def database_url(self) -> str:
@@ -597,6 +612,8 @@ def _value(settings: Settings, name: str) -> object:
 def _text(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     return re.sub(r"(://[^/:@\s]*):[^@\s]*@", r"\1:***@", str(value))  # a database password stays unread

@@ -276,3 +276,13 @@ def test_an_environment_that_is_made_is_left_alone(repository: Path) -> None:
     done = run_tool(repository, "/bin/sh", "tools/environment.sh", "dev", env=os.environ)
     assert (done.returncode, done.stdout) == (0, "")
     assert time.monotonic() - began < 1
+
+
+def test_the_demo_does_not_open_itself_to_other_machines(callcenter: RunCommand, site: Path) -> None:
+    """Everybody knows its passwords; who means it says so."""
+    for setting in ("CALLCENTER_HTTP__BIND", "CALLCENTER_SIP__BIND"):
+        refused = callcenter("check", env={setting: "0.0.0.0"})
+        assert refused.returncode == 1
+        assert "demo_beyond_this_machine" in refused.stderr
+    meant = {"CALLCENTER_HTTP__BIND": "0.0.0.0", "CALLCENTER_DEMO_BEYOND_THIS_MACHINE": "true"}
+    assert callcenter("check", env=meant).returncode == 0
