@@ -48,6 +48,7 @@ from callcenter.domain.messages import (
     ShuttingDown,
     TakeMessage,
 )
+from callcenter.domain.recordings import is_complete
 from callcenter.engine import Engine, clock
 from callcenter.flows import FlowSet, Reloaded, working_days
 from callcenter.gate import Gate
@@ -71,6 +72,9 @@ _MOST_CONNECTIONS = 5_000
 _BROWSERS_SECONDS = 10.0
 _RESTART_SECONDS = 2.0
 _DATABASE_RETRY_SECONDS = 5.0
+_HEALTH_SECONDS = 2.0
+_FULL_BYTES = 100_000
+"""Less is no room for anything."""
 _SPILL_SECONDS = 10.0
 _BYTES_PER_SECOND = 16_000  # prompts are 8 kHz, 16 bit, mono (docs/prompts.md)
 _RECORDING_WORKERS = 2
@@ -250,15 +254,19 @@ class App:
             # The store itself cannot be read. Its files stay as they are; the sweep of the next start finds them.
             log.error("recordings not finished", call_id=call.call_id, reason=error.strerror)  # noqa: TRY400  # says it all
             return
-        self._note_recordings(finished)
+        self._note_recordings(finished, call)
 
-    def _note_recordings(self, finished: Finished) -> None:
-        if finished.files:
-            self.journal.put_recordings(finished.call_id, finished.files)
+    def _note_recordings(self, finished: Finished, call: Call | None = None) -> None:
+        self.journal.put_recordings(finished.call_id, (*finished.files, *finished.missing))
+        short = [file.path for file in finished.files if call is not None and not is_complete(file, call)]
+        if short or finished.missing:
+            absent = [file.path for file in finished.missing]
+            facts = {"call": finished.call_id, "missing": " ".join(absent), "short": " ".join(short)}
+            self.engine.tell(
+                Alarm("recording_incomplete", {key: fact for key, fact in facts.items() if fact})
+            )
         for kept in finished.kept:
             log.error("recording kept as it was written", call_id=finished.call_id, reason=kept.reason)
-        if finished.missing:
-            log.warning("recording missing", call_id=finished.call_id, missing=list(finished.missing))
 
     async def watch_flows(self) -> None:
         """Take a changed flow for the next call; a broken one is refused and the old one stays."""
@@ -333,25 +341,59 @@ class App:
     def journal_pending(self) -> int:
         return self.journal.pending
 
+    async def watch_health(self) -> None:
+        """Tell the people on duty when the database or a disk is in trouble, and when it is well again."""
+        before = dict.fromkeys(("database", "disk"), Component(Standing.OK))
+        while True:
+            now = {"database": await self._database_health(), "disk": self._disk_health()}
+            for name, component in now.items():
+                if component != before[name]:
+                    facts = {"standing": component.standing.value, "detail": component.detail}
+                    self.engine.tell(Alarm(f"{name}_health", facts))
+            before = now
+            await asyncio.sleep(_HEALTH_SECONDS)
+
     async def _database_health(self) -> Component:
+        if self.journal.in_memory_alone:
+            return Component(
+                Standing.DOWN,
+                "数据库写不进，磁盘也写不进：电话照常，记录只在内存里，勿停程序，请先腾出磁盘 / neither the database nor the "
+                "disk takes records: calls go on, records are in memory alone; do not stop the program, make room first.",
+            )
         try:
             async with asyncio.timeout(2), self.database.read() as connection:
                 await connection.execute(text("SELECT 1"))
         except (DatabaseAway, TimeoutError):
-            return Component(Standing.DOWN, "The database does not answer; calls go on and records wait.")
+            return Component(
+                Standing.DOWN,
+                "数据库没有回应：电话照常，记录暂存 / The database does not answer; calls go on and records wait.",
+            )
         if self.journal.degraded:
-            return Component(Standing.DEGRADED, "Records are waiting to be written.")
+            return Component(Standing.DEGRADED, "记录等待写入 / Records are waiting to be written.")
         return Component(Standing.OK)
 
     def _disk_health(self) -> Component:
-        low = [
-            name
-            for name, path in (("data", self.settings.data_dir), ("recordings", self.settings.recordings.dir))
-            if shutil.disk_usage(path).free < self.settings.disk.min_free_mb * 1_000_000
+        troubles = [
+            trouble
+            for name, path in (
+                ("数据 data", self.settings.data_dir),
+                ("录音 recordings", self.settings.recordings.dir),
+            )
+            if (trouble := _disk_trouble(name, path, min_free=self.settings.disk.min_free_mb * 1_000_000))
         ]
-        if low:
-            return Component(Standing.DEGRADED, f"The disk of {' and '.join(low)} is nearly full.")
-        return Component(Standing.OK)
+        return Component(Standing.DEGRADED, " ".join(troubles)) if troubles else Component(Standing.OK)
+
+
+def _disk_trouble(name: str, path: Path, *, min_free: int) -> str:
+    try:
+        free = shutil.disk_usage(path).free
+    except OSError:
+        return f"{name}：目录不见了 / the directory (disk) is gone."
+    if not os.access(path, os.W_OK):
+        return f"{name}：目录不可写 / the disk cannot be written."
+    if free < _FULL_BYTES:
+        return f"{name}：磁盘已满 / the disk is full."
+    return f"{name}：磁盘快满 / the disk is nearly full." if free < min_free else ""
 
 
 @contextlib.asynccontextmanager
@@ -502,6 +544,7 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
             group.create_task(app.telephony.run(), name="telephony"),
             group.create_task(app.watch_flows(), name="flows"),
             group.create_task(app.watch_directory(), name="directory"),
+            group.create_task(app.watch_health(), name="health"),
             group.create_task(app.end_browsers_phones(), name="telephones in browsers"),
             group.create_task(app.mend_recordings(), name="recordings of before"),
             group.create_task(app.keep_asterisk(), name="asterisk"),

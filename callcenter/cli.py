@@ -520,7 +520,8 @@ def _house(context: typer.Context) -> "House":
         settings.recordings.dir,
         settings.flows.dir,
         settings_file(given),
-        f"http://{_reachable(settings.http.bind)}:{settings.http.port}/metrics",
+        f"{'https' if settings.http.speaks_tls else 'http'}://"
+        f"{_reachable(settings.http.bind)}:{settings.http.port}/metrics",
     )
 
 

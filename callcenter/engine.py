@@ -94,6 +94,11 @@ class Engine:
         self._work()
         return done
 
+    def tell(self, alarm: Alarm) -> None:
+        """Let whoever listens know of trouble that is outside the centre."""
+        for listener in tuple(self._listeners):
+            self._netted(partial(listener, alarm), alarm)
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` after each change, synchronously; it must not block. Returns the way out."""
         self._listeners.append(listener)

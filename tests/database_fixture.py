@@ -71,6 +71,20 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
 
+    def freeze(self) -> None:
+        """Every process of it stands still: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
 
 def _unprivileged(command: list[object]) -> list[str]:
     """PostgreSQL refuses to run as root."""

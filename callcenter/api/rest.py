@@ -313,7 +313,7 @@ class Rest:
         if not viewer.hears(call):
             raise Problem(403, Fault.FORBIDDEN, "recordings: only of calls you handled")
         files = await self._tickets.recordings(call.call_id)
-        return RecordingsView(recordings=[recording_view(file) for file in files])
+        return RecordingsView(recordings=[recording_view(file, call) for file in files])
 
     @route(
         "GET",

@@ -25,7 +25,7 @@ from callcenter.domain.calls import (
     StepKind,
     UserId,
 )
-from callcenter.domain.recordings import RecordingFile, RecordingKind
+from callcenter.domain.recordings import RecordingFile, RecordingKind, is_complete
 from callcenter.tickets.store import Ticket, TicketStatus
 
 NameOf = Callable[[UserId], str]
@@ -235,6 +235,9 @@ class RecordingView(View):
     bytes: int
     sha256: str
     codec: str
+    """``flac``; ``slin`` or ``wav`` while it waits to be encoded; ``missing``: there is no file."""
+    complete: bool
+    """False: missing, or clearly shorter than what it is of."""
     href: str
 
 
@@ -463,7 +466,7 @@ def ticket_view(ticket: Ticket, *, sees_number: bool, hears: bool, name_of: Name
         **_ticket_facts(ticket, sees_number=sees_number, name_of=name_of),
         note=call.note,
         call=call,
-        recordings=[recording_view(file) for file in ticket.recordings] if hears else [],
+        recordings=[recording_view(file, ticket.call) for file in ticket.recordings] if hears else [],
     )
 
 
@@ -489,7 +492,7 @@ def recording_name(file: RecordingFile) -> str:
     return PurePosixPath(file.path).name
 
 
-def recording_view(file: RecordingFile) -> RecordingView:
+def recording_view(file: RecordingFile, call: Call) -> RecordingView:
     name = recording_name(file)
     return RecordingView(
         name=name,
@@ -499,5 +502,6 @@ def recording_view(file: RecordingFile) -> RecordingView:
         bytes=file.bytes,
         sha256=file.sha256,
         codec=file.codec,
+        complete=is_complete(file, call),
         href=f"/api/v1/recordings/{file.call_id}/{name}",
     )

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sqlite3
+import ssl
 import tarfile
 import tempfile
 import time
@@ -413,7 +414,7 @@ def _let_the_journal_write(house: House, progress: Progress) -> None:
     deadline = time.monotonic() + _JOURNAL_SECONDS
     while house.metrics:
         try:
-            with urllib.request.urlopen(house.metrics, timeout=2) as answer:  # noqa: S310 - our own address
+            with urllib.request.urlopen(house.metrics, timeout=2, context=_our_own()) as answer:  # noqa: S310 - our own address
                 told = re.search(rb"^callcenter_journal_pending (\S+)", answer.read(), re.MULTILINE)
         except OSError:
             return  # no engine is running
@@ -425,6 +426,14 @@ def _let_the_journal_write(house: House, progress: Progress) -> None:
             )
             return
         time.sleep(0.05)
+
+
+def _our_own() -> ssl.SSLContext:
+    """We ask this very machine and tell it nothing; its certificate may be of its own making."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _name(target: Path, began: datetime) -> str:

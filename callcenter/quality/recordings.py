@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from callcenter.domain.calls import Call, CallId, LegId, StepKind
-from callcenter.domain.recordings import RecordingFile, RecordingKind
+from callcenter.domain.recordings import MISSING, RecordingFile, RecordingKind
 
 __all__ = ["Finished", "Kept", "NoSuchRecording", "RecordingFile", "RecordingKind", "Recordings"]
 
@@ -55,8 +55,8 @@ class Finished:
     call_id: CallId
     files: tuple[RecordingFile, ...] = ()
     """What exists now; a kept original is here too, with its own codec."""
-    missing: tuple[str, ...] = ()
-    """Names of files the call should have left and did not, or left empty."""
+    missing: tuple[RecordingFile, ...] = ()
+    """Those the call should have left and did not, or left empty; ``codec`` says so, there is no file."""
     kept: tuple[Kept, ...] = ()
     """Not empty: somebody must look (disk full, a file still open)."""
 
@@ -100,13 +100,28 @@ class Recordings:
         """Make an ended call's files final; doing it again only describes them. Never raises for a bad file."""
         done = await self._finish(call.call_id, self._directory(call))
         there = {Path(file.path).stem for file in done.files} | {Path(kept.path).stem for kept in done.kept}
-        expected = ["message"] if any(step.kind is StepKind.MESSAGE_LEFT for step in call.steps) else []
+        expected: list[tuple[str, RecordingKind, LegId | None]] = []
+        if any(step.kind is StepKind.MESSAGE_LEFT for step in call.steps):
+            expected.append(("message", RecordingKind.MESSAGE, None))
         if call.answered_at is not None:
-            expected += ["call"]
+            expected.append(("call", RecordingKind.CALL, None))
             expected += [
-                _leg_name(call.call_id, leg.leg_id) for leg in call.legs if leg.answered_at is not None
+                (_leg_name(call.call_id, leg.leg_id), RecordingKind.LEG, leg.leg_id)
+                for leg in call.legs
+                if leg.answered_at is not None
             ]
-        return replace(done, missing=tuple(name for name in expected if name not in there))
+        return replace(
+            done,
+            missing=tuple(
+                self._missing(call, name, kind, leg_id)
+                for name, kind, leg_id in expected
+                if name not in there
+            ),
+        )
+
+    def _missing(self, call: Call, name: str, kind: RecordingKind, leg_id: LegId | None) -> RecordingFile:
+        path = self._relative(self._directory(call) / f"{name}.flac")
+        return RecordingFile(call.call_id, leg_id, kind, path, 0.0, 0, "", MISSING)
 
     async def sweep(self, open_call_ids: Collection[CallId]) -> list[Finished]:
         """Finish what an earlier crash or a full disk left behind, but for the calls that still live."""

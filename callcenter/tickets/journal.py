@@ -73,6 +73,7 @@ class Journal:
         self._recordings: list[RecordingFile] = []
         self._in_hand = 0
         self._degraded = False
+        self._spill_fails = False
         self._pause = FIRST_PAUSE_SECONDS
         self._wanted = asyncio.Event()
         self._enough = asyncio.Event()
@@ -111,6 +112,11 @@ class Journal:
         """The database could not be written when last tried."""
         return self._degraded
 
+    @property
+    def in_memory_alone(self) -> bool:
+        """The spill file cannot be written either: a process that ends now loses what waits."""
+        return self._degraded and self._spill_fails
+
     async def flush(self, timeout: float) -> bool:  # noqa: ASYNC109 - not an error: what is left gets spilled
         """Wait up to `timeout` seconds until everything is in the database; False when something is left."""
         self._enough.set()
@@ -132,8 +138,16 @@ class Journal:
                     tasks.create_task(self._write_forever(), name="journal-writer")
                     tasks.create_task(self._watch_capacity(), name="journal-capacity")
             finally:
-                # Not in a thread: a cancelled task would not wait for it.
-                self._spill.append(self._take(None))
+                self._spill_the_rest()
+
+    def _spill_the_rest(self) -> None:
+        """Not in a thread: a cancelled task would not wait for it. OSError when it is lost."""
+        rest = self._take(None)
+        try:
+            self._spill.append(rest)
+        except OSError:
+            _log.error("journal.lost", records=len(rest))
+            raise
 
     async def _write_forever(self) -> None:
         while True:
@@ -198,7 +212,7 @@ class Journal:
             opened = await self._store.apply(batch)
         if self._degraded:
             _log.info("journal.database_back")
-        self._degraded = False
+        self._degraded = self._spill_fails = False
         self._pause = FIRST_PAUSE_SECONDS
         return opened
 
@@ -222,13 +236,16 @@ class Journal:
             await asyncio.to_thread(self._spill.append, batch)
         except OSError as error:
             self._put_back(batch)
-            _log.error("journal.spill_failed", reason=str(error), pending=self.pending)
+            if not self._spill_fails:
+                _log.error("journal.spill_failed", reason=str(error), pending=self.pending)
+            self._spill_fails = True
             return False
         except BaseException:
             self._put_back(batch)
             raise
         finally:
             self._in_hand -= len(batch)
+        self._spill_fails = False
         self._wanted.set()
         return True
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callcenter.domain.calls import Call, CallId, Leg, LegId, LegState, Phase, Place, Role, Step, StepKind
+from callcenter.domain.recordings import is_complete
 from callcenter.quality import recordings as module
 from callcenter.quality.recordings import NoSuchRecording, RecordingKind, Recordings
 
@@ -200,7 +201,8 @@ async def test_absent_and_empty_files_are_said_to_be_missing(recordings: Recordi
     recordings.raw_path(call, CALL_ID, RecordingKind.CALL).write_bytes(b"")
     recordings.raw_path(call, LegId(CALL_ID), RecordingKind.LEG).write_bytes(tone(440).tobytes())
     done = await recordings.finish(call)
-    assert done.missing == ("call", "leg-2")
+    assert [Path(file.path).name for file in done.missing] == ["call.flac", "leg-2.flac"]
+    assert all(file.missing and not is_complete(file, call) for file in done.missing)
     assert [file.leg_id for file in done.files] == [CALL_ID]
     unanswered = a_call(call_id="ast1-1.1", talked=False)
     assert await recordings.finish(unanswered) == module.Finished(unanswered.call_id)
@@ -209,7 +211,8 @@ async def test_absent_and_empty_files_are_said_to_be_missing(recordings: Recordi
 async def test_a_message_left_is_finished_like_the_rest(recordings: Recordings, root: Path) -> None:
     call = a_call(talked=False)
     call = replace(call, steps=(Step(NOON, StepKind.MESSAGE_LEFT),))
-    assert (await recordings.finish(call)).missing == ("message",)
+    [missing] = (await recordings.finish(call)).missing
+    assert (missing.kind, missing.codec, missing.bytes) == (RecordingKind.MESSAGE, "missing", 0)
     said = tone(440)
     soundfile.write(recordings.raw_path(call, CALL_ID, RecordingKind.MESSAGE), said, 8000, subtype="PCM_16")
     done = await recordings.finish(call)

@@ -76,6 +76,8 @@ class House:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self.log = directory / "run.log"
+        self.wrapper: list[str] = []
+        """What `callcenter run` is started through: a command that executes the one that follows it."""
 
     # --- the process ----------------------------------------------------------------------------------------
 
@@ -98,7 +100,7 @@ class House:
         with self.log.open("ab") as log:
             offset = log.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "callcenter", "run"],
+                [*self.wrapper, sys.executable, "-m", "callcenter", "run"],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
