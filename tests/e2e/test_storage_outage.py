@@ -149,7 +149,7 @@ async def test_an_engine_killed_before_it_could_write_leaves_it_to_the_next(
                 await one_call(house, agent, number)
             await until(lambda: asyncio.to_thread(_ends_spilled, house), lambda ends: ends == 2, seconds=60)
             await asyncio.to_thread(house.kill)
-        await asyncio.to_thread(house.start)
+        await asyncio.to_thread(house.start, seconds=120)
         await written(house, 2)
 
 
