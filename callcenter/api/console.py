@@ -27,6 +27,8 @@ from callcenter.api.wire import (
     Done,
     Hello,
     OnCall,
+    Ping,
+    Pong,
     RefusedMessage,
     SetStateCommand,
     Snapshot,
@@ -55,6 +57,7 @@ _LINES_AT_ONCE = 100
 _UNREAD_BYTES = 64 * 1024
 """Waiting in a connection's buffer: from here on each line waits until the one before is on its way."""
 _SAME_WAIT = timedelta(seconds=1.5)
+_PONG = Pong().model_dump_json()
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,6 +505,8 @@ class Console:
                 await screen.answer(_refusal(None, Fault.BAD_MESSAGE, "hello was said already"))
             case Sync():
                 screen.resync()
+            case Ping():
+                await screen.answer(_PONG)
             case _:
                 await screen.answer(await self._once(screen, message))
 

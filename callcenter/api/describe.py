@@ -1,4 +1,4 @@
-"""Writes docs/openapi.json and docs/wire.md from the declarations: ``python -m callcenter.api.describe docs``."""
+"""Writes docs/openapi.json, docs/wire.json and docs/wire.md from the declarations: ``python -m callcenter.api.describe docs``."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -161,6 +161,7 @@ def examples() -> list[BaseModel]:
     return [
         wire.Hello(type="hello", version=1, token=_TOKEN, client="7f1c2a9e-desk", softphone=True),
         wire.Sync(type="sync"),
+        wire.Ping(type="ping"),
         wire.SetStateCommand(type="set_state", id=16, state="not_ready", reason="meal"),
         wire.HoldCommand(type="hold", id=17, call_id=_ID),
         wire.ResumeCommand(type="resume", id=18, call_id=_ID),
@@ -200,6 +201,7 @@ def examples() -> list[BaseModel]:
         wire.AgentChanged(seq=4, agent=agent_view(_SPECIALIST, now=now)),
         wire.QueueChanged(seq=5, queue=queue),
         wire.AlarmRaised(seq=6, at=now.utc, key="arrange_failed", facts={"call": _ID}),
+        wire.Pong(),
         wire.Done(id=17),
         wire.RefusedMessage(
             id=20,
@@ -218,7 +220,7 @@ _INTRODUCTION = """\
 
 One WebSocket for each screen at `/api/v1/console`; JSON text frames of at most 64 kB; version 1. The same commands
 are routes of REST, described with everything else in [openapi.json](openapi.json) and at `/api/v1/openapi.json`. The
-JSON Schema of every message below is at `/api/v1/wire.json`. Unknown fields are refused, so that a misspelt one is
+JSON Schema of every message below is in [wire.json](wire.json) and at `/api/v1/wire.json`. Unknown fields are refused, so that a misspelt one is
 noticed.
 
 ## How a conversation goes
@@ -233,7 +235,8 @@ noticed.
    `client` within a minute, over a new connection too, is answered the same and not done twice: after a broken
    connection simply send it again. At most 1200 commands a minute.
 4. Who asks is who is logged in; no message says it. Whether the call is his is checked by the centre.
-5. The server pings every four seconds; a screen that does not answer is gone. When the last screen with
+5. The server pings every four seconds; a screen that does not answer is gone. A script cannot see those pings: to
+   learn soon that a connection is dead it sends `ping` and expects `pong`. When the last screen with
    `softphone: true` of a user has been gone for five seconds, he is made not ready and an offered call goes on to the
    next agent.
 
@@ -308,9 +311,15 @@ def documents() -> Mapping[str, str]:
     """File name -> text, as it stands in docs/."""
     openapi = openapi_document(contracts(), version=VERSION)
     return {
-        "openapi.json": json.dumps(openapi, ensure_ascii=False, indent=2, sort_keys=True) + "\n",
+        "openapi.json": _as_json(openapi),
+        # The console's types are made from these two, so that a change that would break it breaks its build.
+        "wire.json": _as_json(wire.wire_document()),
         "wire.md": wire_markdown(),
     }
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
 def main(folder: Path) -> None:

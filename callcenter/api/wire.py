@@ -292,6 +292,12 @@ class Sync(Message):
     type: Literal["sync"]
 
 
+class Ping(Message):
+    """Asks whether the other side is there; `pong` comes at once. A browser's script sees no ping of the protocol's own."""
+
+    type: Literal["ping"]
+
+
 OnCall = (
     HoldCommand
     | ResumeCommand
@@ -304,7 +310,7 @@ OnCall = (
     | HangUpCommand
     | WrapUpCommand
 )
-ClientMessage = Hello | SetStateCommand | OnCall | Sync
+ClientMessage = Hello | SetStateCommand | OnCall | Sync | Ping
 
 
 # --- to the screen ----------------------------------------------------------------------------------------------
@@ -375,6 +381,12 @@ class AlarmRaised(Message):
     facts: dict[str, str]
 
 
+class Pong(Message):
+    """The answer to `ping`."""
+
+    type: Literal["pong"] = "pong"
+
+
 class Done(Message):
     """The command with this id has been done; what it changed was sent before."""
 
@@ -395,7 +407,15 @@ class RefusedMessage(Message):
 
 
 ServerMessage = (
-    Snapshot | CallChanged | CallEnded | AgentChanged | QueueChanged | AlarmRaised | Done | RefusedMessage
+    Snapshot
+    | CallChanged
+    | CallEnded
+    | AgentChanged
+    | QueueChanged
+    | AlarmRaised
+    | Pong
+    | Done
+    | RefusedMessage
 )
 
 CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])

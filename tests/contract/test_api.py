@@ -35,7 +35,7 @@ def test_openapi_is_valid_3_1() -> None:
     OpenAPIV31SpecValidator(document).validate()
 
 
-@pytest.mark.parametrize("name", ["openapi.json", "wire.md"])
+@pytest.mark.parametrize("name", ["openapi.json", "wire.json", "wire.md"])
 def test_the_documents_in_docs_are_up_to_date(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == describe.documents()[name], (
         "run python -m callcenter.api.describe docs"
