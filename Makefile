@@ -19,17 +19,18 @@ help:
 	@echo 'make clean   删除可重建的东西 / remove what can be made again (never data or recordings)'
 
 .PHONY: run
-run: environment
+run: environment console
 	@exec $(BIN)/callcenter $(OPTIONS) run
 
 .PHONY: setup
-setup: environment
+setup: environment console
 	@$(BIN)/callcenter $(OPTIONS) setup
 
 .PHONY: test
-test: environment-dev
+test: environment-dev console
 	@tools/system-packages.sh postgresql espeak-ng baresip-core curl libfaketime
 	@$(BIN)/callcenter setup --asterisk-only
+	@tools/console.sh test
 	@$(BIN)/pytest $(PYTEST_OPTIONS)
 
 # make bench NAMES="core enter" runs some of it; OPTIONS=--markdown prints the table of docs/performance.md.
@@ -47,6 +48,7 @@ check: environment-dev
 	@$(BIN)/mypy --strict
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry callcenter
+	@tools/console.sh check
 
 .PHONY: environment environment-dev
 environment:
@@ -54,8 +56,12 @@ environment:
 environment-dev:
 	@tools/environment.sh dev
 
+.PHONY: console
+console:
+	@tools/console.sh build
+
 # The database, the recordings and the settings are nobody's to delete but the operator's.
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) agent_console/node_modules agent_console/dist agent_console/src/generated .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find callcenter tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -140,6 +140,15 @@ async def test_sync_gives_a_new_snapshot_and_the_counting_goes_on(home: House) -
         assert (second["type"], second["seq"]) == ("snapshot", first["seq"] + 1)
 
 
+async def test_a_ping_is_answered_at_once_and_counts_for_nothing(home: House) -> None:
+    async with home.screen("agent1") as screen:
+        first = await screen.until("snapshot")
+        await screen.send({"type": "ping"})
+        assert await screen.next() == {"type": "pong"}
+        await screen.send({"type": "sync"})
+        assert (await screen.next())["seq"] == first["seq"] + 1
+
+
 # --- commands ---------------------------------------------------------------------------------------------------
 
 

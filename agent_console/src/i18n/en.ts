@@ -64,6 +64,8 @@ export default {
     poor: 'Poor line: {loss}% lost, jitter {jitter} ms',
     silent: 'Nothing is heard: no sound arrives',
     quality: '{codec} · round trip {trip} ms · {loss}% lost · jitter {jitter} ms · score {mos}',
+    soundless:
+      'This page has no sound of the call (it was opened anew); the caller is still there: wait to be rung again, or transfer him.',
     good: 'Good line',
     fair: 'Fair line',
   },

@@ -62,6 +62,7 @@ export default {
     poor: '线路质量差：丢包 {loss}%，抖动 {jitter} 毫秒',
     silent: '听不到对方：没有声音数据到达',
     quality: '{codec} · 往返 {trip} 毫秒 · 丢包 {loss}% · 抖动 {jitter} 毫秒 · 评分 {mos}',
+    soundless: '本页没有这通电话的声音（页面曾重新打开）；来电人仍在线，请稍候接回，或转接给同事。',
     good: '线路良好',
     fair: '线路一般',
   },

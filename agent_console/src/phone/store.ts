@@ -9,7 +9,7 @@ import type { UA } from 'jssip'
 import { useLive } from '@/live/store'
 import { useSession } from '@/session'
 import { settings } from '@/settings'
-import { askForCredentials, type Credentials } from './credentials'
+import { askForCredentials, useDeskPhone, type Credentials } from './credentials'
 import { close, NoMicrophone, openMicrophone, type MicrophoneState } from './microphone'
 import { counted, quality, type Counters, type Quality } from './quality'
 import { meter, ring, sendTo } from './sound'
@@ -75,6 +75,8 @@ export const usePhone = defineStore('phone', () => {
     stopAgent()
     if (settings.phone === 'desk') {
       state.value = 'off'
+      live.isSoftphone(false)
+      await useDeskPhone()
       return
     }
     state.value = 'starting'
@@ -91,7 +93,7 @@ export const usePhone = defineStore('phone', () => {
       giveWay()
       return
     }
-    const answer = await askForCredentials(session.session?.token ?? '')
+    const answer = await askForCredentials()
     if (state.value === 'off' || state.value === 'taken') return
     switch (answer.kind) {
       case 'given':
@@ -99,9 +101,6 @@ export const usePhone = defineStore('phone', () => {
         break
       case 'not_offered':
         state.value = 'not_offered'
-        break
-      case 'session_over':
-        session.over()
         break
       case 'unreachable':
         state.value = 'unreachable'
