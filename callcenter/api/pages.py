@@ -61,7 +61,7 @@ class Pages:
             # Older Chromiums do not count ws as 'self'.
             talks += [f"{scheme}://{request.host}", f"ws://{name}:{ws}", f"wss://{name}:{wss}"]
         return (
-            f"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
             f" font-src 'self'; media-src 'self' blob:; worker-src 'self'; connect-src {' '.join(talks)};"
             " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
