@@ -30,9 +30,15 @@ OFFER_SECONDS = 10.0
 AGENTS = 90
 HEARD_EVERY = 20
 """Of so many calls one is listened to at both ends."""
-HEARD_SHARE = 0.8
-"""Of the packets of its last second."""
+HEARD_SHARE, HEARD_SECONDS = 0.8, 0.6
+"""Of the packets of its last moments so many hold the other's tone."""
 SETTLE_SECONDS = 3.0
+RATES = (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0)
+STEP_SECONDS = 6.0
+SHORT_TALK_SECONDS = 1.5
+"""So that there are agents enough for any of the rates."""
+LATE_SECONDS = 0.5
+"""Our phones, later than this, are what is measured."""
 _HERTZ = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,6 +46,7 @@ _HERTZ = os.sysconf("SC_CLK_TCK")
 class Run:
     """What became of one line's calls, and what they cost."""
 
+    talk_seconds: float = TALK_SECONDS
     placed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     heard: int = 0
@@ -90,6 +97,50 @@ def load(*, a_second: float = 10.0, seconds: float = 25.0) -> list[Row]:
     ]
 
 
+def rate() -> list[Row]:
+    """The first of some rates at which a call fails, on our line and on the plain one."""
+    with _both_lines() as house:
+        ours, native = asyncio.run(_climbed(house))
+    return [
+        Row(
+            f"first rate with a failed call, {SHORT_TALK_SECONDS:g} s of talk, {AGENTS} agents with consoles",
+            f"{_climb(ours)}",
+            f"Playback, MixMonitor, Queue(): {_climb(native)}",
+        )
+    ]
+
+
+def _climb(runs: dict[float, Run]) -> str:
+    *_, (a_second, last) = runs.items()
+    if last.late > LATE_SECONDS:
+        return f"up to {a_second:g} calls/s; there the phones were {last.late * 1000:.0f} ms late and are the limit"
+    if not last.failures:
+        return f"none up to {a_second:g} calls/s"
+    return f"{a_second:g} calls/s: {last}"
+
+
+async def _climbed(house: House) -> tuple[dict[float, Run], dict[float, Run]]:
+    async with at_work(house, AGENTS, hears=True) as (hall, people):
+        asterisk = int(next(house.data.glob("asterisk/**/asterisk.pid")).read_text())
+        async with _consoles(house, people):
+            ours = await _steps_up(hall, OURS, {"engine": house.pid, "Asterisk": asterisk})
+        house.kill()
+        native = await _steps_up(hall, NATIVE, {"Asterisk": asterisk})
+    return ours, native
+
+
+async def _steps_up(hall: Hall, number: str, processes: dict[str, int]) -> dict[float, Run]:
+    """Faster and faster, until a call fails or the phones fall behind."""
+    runs: dict[float, Run] = {}
+    for a_second in RATES:
+        run = runs[a_second] = await _load(
+            hall, number, processes, a_second=a_second, seconds=STEP_SECONDS, talk_seconds=SHORT_TALK_SECONDS
+        )
+        if run.failures or run.late > LATE_SECONDS:
+            break
+    return runs
+
+
 @contextlib.contextmanager
 def _both_lines() -> Iterator[House]:
     nodes = {"欢迎": {"play": {"prompts": [GREETING]}, "next": "人工"}, **NODES}
@@ -114,15 +165,24 @@ async def _measured(house: House, *, a_second: float, seconds: float) -> tuple[R
 
 
 async def _load(
-    hall: Hall, number: str, processes: dict[str, int], *, a_second: float, seconds: float
+    hall: Hall,
+    number: str,
+    processes: dict[str, int],
+    *,
+    a_second: float,
+    seconds: float,
+    talk_seconds: float = TALK_SECONDS,
 ) -> Run:
     """So many calls a second for a while, until the last is over and all that is written of it is written."""
-    run = Run()
+    run = Run(talk_seconds)
     before = {name: _cpu_seconds(pid) for name, pid in processes.items()}
     hall.trunk.pacer.largest_delay = 0.0
     began = time.monotonic()
     async with asyncio.TaskGroup() as desks:
-        serving = [desks.create_task(_serve(phone), name=f"agent {phone.user}") for phone in hall.agents]
+        serving = [
+            desks.create_task(_serve(phone, talk_seconds), name=f"agent {phone.user}")
+            for phone in hall.agents
+        ]
         async with asyncio.TaskGroup() as callers:
             for turn in range(round(a_second * seconds)):
                 due = began + turn / a_second
@@ -168,7 +228,7 @@ async def _call(hall: Hall, number: str, turn: int, run: Run) -> None:
         async with asyncio.timeout(OFFER_SECONDS):
             rang = await talk.rang
         run.to_ring.append(rang - began)
-        await asyncio.sleep(TALK_SECONDS - 0.5)
+        await asyncio.sleep(run.talk_seconds - 0.5)
         heard = _hears(call, "agent") if listens else True
         async with asyncio.timeout(OFFER_SECONDS):
             await call.ended
@@ -184,7 +244,7 @@ async def _call(hall: Hall, number: str, turn: int, run: Run) -> None:
         del _talks[caller]
 
 
-async def _serve(phone: Phone) -> None:
+async def _serve(phone: Phone, talk_seconds: float) -> None:
     """An agent takes what comes, talks and hangs up."""
     while True:
         call = await phone.next_call(600)
@@ -196,7 +256,7 @@ async def _serve(phone: Phone) -> None:
         _speaks(call, "agent", listens=listens)
         try:
             await call.answer()
-            await asyncio.sleep(TALK_SECONDS)
+            await asyncio.sleep(talk_seconds)
             talk.heard_at_desk = _hears(call, "caller")
             await call.hang_up()
         except SipRefused:
@@ -211,7 +271,7 @@ def _speaks(call: Call, who: str, *, listens: bool) -> None:
 
 
 def _hears(call: Call, who: str) -> bool:
-    return shares(call, {who: TONES[who]}, since=time.monotonic() - 1)[who] > HEARD_SHARE
+    return shares(call, {who: TONES[who]}, since=time.monotonic() - HEARD_SECONDS)[who] > HEARD_SHARE
 
 
 @contextlib.asynccontextmanager

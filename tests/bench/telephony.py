@@ -46,13 +46,15 @@ SAMPLE_SECONDS = 0.02
 # --- the rows -----------------------------------------------------------------------------------------------
 
 
-def enter(*, agents: int = 10, calls: int = 120, a_second: float = 5.0) -> list[Row]:
-    """Caller's INVITE -> agent's INVITE, agents free."""
+def enter(
+    *, agents: int = 10, at_phones: int | None = None, calls: int = 120, a_second: float = 5.0
+) -> list[Row]:
+    """Caller's INVITE -> agent's INVITE, agents free; the others, if not all are at their phones, are not registered."""
 
     async def measure(hall: "Hall", number: str) -> Spread:
         return spread(await hall.enters(number, calls=calls, a_second=a_second))
 
-    ours, native = _on_both_lines(agents, measure)
+    ours, native = _on_both_lines(agents, measure, at_phones=at_phones)
     return [
         judged(
             f"caller enters the queue → INVITE, {agents} agents, {a_second:g} calls/s",
@@ -66,6 +68,10 @@ def enter(*, agents: int = 10, calls: int = 120, a_second: float = 5.0) -> list[
 
 def enter_hundred() -> list[Row]:
     return enter(agents=100)
+
+
+def enter_thousand() -> list[Row]:
+    return enter(agents=1_000, at_phones=10)
 
 
 def free(*, agents: int = 5, waiting: int = 200, calls: int = 120) -> list[Row]:
@@ -288,12 +294,15 @@ async def _hang_up(call: Call) -> None:
 
 
 def _on_both_lines(
-    agents: int, measure: Callable[[Hall, str], Coroutine[Any, Any, Spread]]
+    agents: int,
+    measure: Callable[[Hall, str], Coroutine[Any, Any, Spread]],
+    *,
+    at_phones: int | None = None,
 ) -> tuple[Spread, Spread]:
     """Measure our line, then the native one, each with its own agents at the same phones."""
 
     async def both(house: House) -> tuple[Spread, Spread]:
-        async with at_work(house, agents, hears=agents == 1) as (hall, people):
+        async with at_work(house, at_phones or agents, hears=agents == 1) as (hall, people):
             ours = await measure(hall, OURS)
             for person in people:
                 await person.set("not_ready", "rest")
