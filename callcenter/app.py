@@ -538,6 +538,8 @@ async def _tasks(app: App, listening: socket.socket, progress: Progress) -> Asyn
         # What an earlier engine could not write comes first: a call that ended then must not be taken up as living.
         if not await app.journal.flush(timeout=_SPILL_SECONDS):
             log.warning("records of before are still being written", pending=app.journal.pending)
+        with contextlib.suppress(DatabaseAway):
+            await app.tickets.prepare()
         await app.take_up()
         live = [
             group.create_task(app.engine.run(), name="engine"),

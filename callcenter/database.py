@@ -131,6 +131,7 @@ class Database:
     def __init__(self, url: URL) -> None:
         self._url = url
         self.engine: AsyncEngine = _make_engine(url)
+        self._upserts: dict[Table, sqlite.Insert | postgresql.Insert] = {}
 
     @classmethod
     def connect(cls, url: str) -> Self:
@@ -174,11 +175,14 @@ class Database:
         return sqlite.insert(table) if self.dialect == "sqlite" else postgresql.insert(table)
 
     def upsert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
-        """An insert that updates the row with the same primary key."""
+        """An insert that updates the row with the same primary key; made once a table, for it costs more than its use."""
+        if table in self._upserts:
+            return self._upserts[table]
         key = [column.name for column in table.primary_key]
         insert = self.insert(table)
         changed = {column.name: insert.excluded[column.name] for column in table.c if column.name not in key}
-        return insert.on_conflict_do_update(index_elements=key, set_=changed)
+        self._upserts[table] = insert.on_conflict_do_update(index_elements=key, set_=changed)
+        return self._upserts[table]
 
     async def close(self) -> None:
         await self.engine.dispose()

@@ -151,6 +151,14 @@ async def test_a_new_sqlite_file_and_what_lies_beside_it_are_their_owners_alone(
     assert modes == {0o600}
 
 
+async def test_what_prepares_the_statements_leaves_nothing(database_url: str) -> None:
+    async with Database.connect(database_url) as database:
+        await TicketStore(database).prepare()
+        async with database.read() as connection:
+            for table in metadata.sorted_tables:
+                assert (await connection.execute(select(func.count()).select_from(table))).scalar_one() == 0
+
+
 async def test_migrating_again_does_nothing(database_url: str) -> None:
     told: list[str] = []
     await migrate(database_url, progress=told.append)
