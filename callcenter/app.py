@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
@@ -33,7 +33,7 @@ from callcenter.asterisk.telephony import Telephony
 from callcenter.database import Database, DatabaseAway, migrate
 from callcenter.directory.store import Accounts, Directory, DirectoryContent
 from callcenter.domain.agents import Agent, UserRole
-from callcenter.domain.calls import Call, CallId, Phase
+from callcenter.domain.calls import Call, CallId, EndReason, Phase
 from callcenter.domain.centre import ContactCentre
 from callcenter.domain.guard import GuardLimits
 from callcenter.domain.messages import (
@@ -129,6 +129,7 @@ class App:
             attempted=lambda attempt: self.gate.attempt(attempt),
             calls=lambda: self.engine.calls,
             alarm=self.engine.announce,
+            recorded=self._recorded_of,
         )
         self.gate = Gate(
             settings.data_dir,
@@ -167,7 +168,8 @@ class App:
         match change:
             case SaveCall(call):
                 self.journal.put_call(call)
-                if call.phase is Phase.ENDED and call.call_id in self._recorded:
+                fell_back = call.end_reason is EndReason.FELL_BACK  # recorded by the dialplan
+                if call.phase is Phase.ENDED and (fell_back or call.call_id in self._recorded):
                     self._recorded.discard(call.call_id)
                     self._ended.put_nowait(call)
             case SaveAgent(agent):
@@ -196,6 +198,13 @@ class App:
         for agent in self.engine.agents.values():
             self.telephony.mirror(agent)
         self._recorded.update(calls)
+
+    async def _recorded_of(self, call_ids: Collection[CallId]) -> set[CallId]:
+        """Which of these have a record that has ended, or is about to be written; all of them while nobody can tell."""
+        try:
+            return await self.tickets.ended(call_ids)
+        except DatabaseAway:
+            return set(call_ids)
 
     async def watch_directory(self) -> None:
         """Let the centre know of people and queues as they are now: who was disabled is rung no more."""

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from callcenter.asterisk.install import MODULES, OPTIONAL_MODULES, AsteriskInstall
 from callcenter.asterisk.translate import FAULTS
+from callcenter.domain.calls import FALLBACK_LEG
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "asterisk_conf"
 REALM = "asterisk"  # Asterisk's default, so that an unknown name is challenged exactly like a known one
@@ -213,7 +214,7 @@ def render(
     """
     directory = directory.resolve()
     _check_paths(instance, install, directory)
-    for name in ("etc", "lib/keys", "spool", "run", "log", "data/agi-bin", "data/sounds", "keys"):
+    for name in ("etc", "lib/keys", "spool", "run", "log/cel-custom", "data/agi-bin", "data/sounds", "keys"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     instance.recordings_dir.mkdir(parents=True, exist_ok=True)
@@ -242,6 +243,7 @@ def render(
         "phone_codecs": "alaw,ulaw,opus" if opus else "alaw,ulaw",
         "trunk_codecs": "alaw,ulaw",
         "realm": REALM,
+        "fallback_leg": f"leg-{FALLBACK_LEG}",
         "caller_id": lambda phone: f"{phone.number} <{phone.number}>",
         "digest": lambda phone: _digest(phone.number, phone.secret),
         "banned": (),

@@ -49,7 +49,7 @@ MODULES = (
     *("res_audiosocket", "chan_audiosocket", "app_chanspy"),
     # what the dialplan and the engine use
     *("app_playback", "app_queue", "app_confbridge", "app_mixmonitor", "app_userevent", "app_record"),
-    *("app_echo", "app_exec", "app_waitforcond"),
+    *("app_echo", "app_exec", "app_waitforcond", "res_cdrel_custom", "cel_custom"),
     *(
         "func_callerid",
         "func_channel",

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -31,6 +31,7 @@ from callcenter.asterisk.translate import (
     is_ours,
     leg_of,
 )
+from callcenter.asterisk.written import Written, keep_small, read_written
 from callcenter.domain.agents import Agent, AgentState, UserRole
 from callcenter.domain.calls import Call, CallId, Leg, LegId, Outcome, call_id_of
 from callcenter.domain.guard import Attempt, Network
@@ -103,8 +104,9 @@ class Telephony:
         attempted: Callable[[Attempt], None],
         calls: Callable[[], Mapping[CallId, Call]],
         alarm: Callable[[Alarm], None],
+        recorded: Callable[[Collection[CallId]], Awaitable[set[CallId]]],
     ) -> None:
-        """``calls``: the living calls as the centre believes them to be."""
+        """``calls``: the living calls as the centre believes them to be; ``recorded``: which of these have ended records."""
         self._post = post
         self._calls = calls
         self._devices = Devices()
@@ -116,6 +118,8 @@ class Telephony:
         self._instance = instance
         self._bans_to_tell = False
         """Whether Asterisk has not been told of the ban list as it stands in its file."""
+        self._written = instance / "log" / "cel-custom" / "legs.csv"
+        self._recorded = recorded
         self._link = AmiLink(
             host=host,
             port=port,
@@ -178,7 +182,7 @@ class Telephony:
             # Talking is worth more than its recording; the call's end tells that it is missing.
             log.error("recording not begun", leg=effect.leg_id, reason=error.strerror)  # noqa: TRY400  # says it all
             return
-        for action in actions:
+        for action in map(self._switchboard.addressed, actions):
             reply = self._link.submit(action.name, action.headers)
             reply.add_done_callback(partial(self._answered, action))
 
@@ -317,6 +321,7 @@ class Telephony:
         self._take(message)
 
     def _take(self, message: AmiMessage) -> None:
+        message = self._switchboard.as_leg(message)
         match message.name:
             case "Newchannel":
                 self._switchboard.appeared(message)
@@ -449,6 +454,7 @@ class Telephony:
     async def _snapshot(self) -> TelephonyResynced:
         rows = await self._link.list_action("CoreShowChannels")
         self._switchboard.found(rows)
+        rows = [self._switchboard.as_leg(row) for row in rows]
         legs = [leg for row in rows if (leg := await self._leg_seen(row)) is not None]
         contacts = [_contact_of(row) for row in await self._list("PJSIPShowContacts")]
         accounts = await self._list("DBGetTree", {"Family": "ps_endpoint"})
@@ -457,7 +463,18 @@ class Telephony:
         self._members = {
             row.get("Location").removeprefix("PJSIP/") for row in rows if row.name == "QueueMember"
         }
-        return TelephonyResynced(tuple(legs), phones)
+        # Lines are written some milliseconds after what they tell of; by now those of every channel not listed are.
+        written = await self._what_was()
+        unattended = written.unattended(written.callers() - await self._recorded(written.callers()))
+        return TelephonyResynced(tuple(legs), phones, written.ended(), unattended)
+
+    async def _what_was(self) -> Written:
+        try:
+            await asyncio.to_thread(keep_small, self._written)
+            return await asyncio.to_thread(read_written, self._written)
+        except OSError as error:
+            log.error("what became of calls meanwhile cannot be read", reason=error.strerror)  # noqa: TRY400  # says it all
+            return Written()
 
     async def _list(
         self, action: str, headers: Mapping[str, str] | None = None, *, complete_event: str | None = None
@@ -476,8 +493,15 @@ class Telephony:
         if await self._variable(leg_id, "PARTY") != "caller":
             return None
         dialled = await self._variable(leg_id, "DIALLED")
-        served = row.get("Context") == "fallback" and bool(row.get("BridgeId"))
-        return LegSeen(leg_id, up=True, caller=caller_of(row), dialled=dialled, served_by_fallback=served)
+        speaking_since = None
+        if (
+            row.get("Context") == "engine"
+            and row.get("Exten") == "message"
+            and row.get("Application") == "Record"
+        ):
+            since = await self._variable(leg_id, "MESSAGE_SINCE")
+            speaking_since = datetime.fromtimestamp(int(since), UTC) if since.isdigit() else None
+        return LegSeen(leg_id, True, caller_of(row), dialled, speaking_since)
 
     async def _variable(self, leg_id: LegId, name: str) -> str:
         try:
@@ -554,7 +578,7 @@ class Telephony:
 
     async def _look(self) -> tuple[frozenset[Difference], frozenset[tuple[str, str, str]]]:
         """Everything in which Asterisk and the centre differ now."""
-        self._rows = await self._list("CoreShowChannels")
+        self._rows = [self._switchboard.as_leg(row) for row in await self._list("CoreShowChannels")]
         contacts = [_contact_of(row) for row in await self._list("PJSIPShowContacts")]
         return differences(self._calls(), self._rows, datetime.now(UTC)), self._devices.missed(contacts)
 

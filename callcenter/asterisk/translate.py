@@ -7,13 +7,13 @@ a mixing room), three or a held caller need the room ``room-<call id>``, and who
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
 from callcenter.asterisk.ami import AmiMessage
-from callcenter.domain.calls import Call, CallId, LegId, Outcome, Role, call_id_of
+from callcenter.domain.calls import FALLBACK_LEG, Call, CallId, LegId, Outcome, Role, call_id_of
 from callcenter.domain.guard import Attempt, Door, Fault
 from callcenter.domain.messages import (
     Arrange,
@@ -184,6 +184,8 @@ class Switchboard:
     _names: dict[LegId, str] = field(default_factory=dict)
     _moving: set[LegId] = field(default_factory=set)
     """Redirected, and not yet heard to have arrived."""
+    _aliases: dict[str, LegId] = field(default_factory=dict)
+    """Channels that the fallback queue made -> the legs they are to us."""
     _let_go: set[LegId] = field(default_factory=set)
     """In a plain bridge whose other party is leaving: on the way to the dialplan's ``AfterTalk``."""
     _resting: dict[LegId, Meanwhile] = field(default_factory=dict)
@@ -247,8 +249,28 @@ class Switchboard:
         if playing == play_id and then is not None:
             self._resting[leg_id] = then
 
+    def as_leg(self, message: AmiMessage) -> AmiMessage:
+        """The message with our name for its channel."""
+        leg_id = self._aliases.get(message.get("Uniqueid"))
+        if leg_id is None:
+            return message
+        return replace(message, headers={**message.headers, "Uniqueid": leg_id})
+
+    def addressed(self, action: Action) -> Action:
+        """The action with Asterisk's names for our legs."""
+        if not self._aliases:
+            return action
+        names = {leg_id: channel for channel, leg_id in self._aliases.items()}
+        there = {
+            name: names.get(LegId(value), value) if isinstance(value, str) else value
+            for name, value in action.headers.items()
+        }
+        return replace(action, headers=there)
+
     def forget_leg(self, leg_id: LegId) -> None:
         """The leg has ended."""
+        for channel in [channel for channel, known in self._aliases.items() if known == leg_id]:
+            del self._aliases[channel]
         self.leaving(leg_id)
         self.left(leg_id)
         self._names.pop(leg_id, None)
@@ -287,7 +309,9 @@ class Switchboard:
         self._let_go.clear()
         self._resting.clear()
         self._playing.clear()
-        for row in rows:
+        rows = [*rows]
+        self._aliases = _aliases(rows)
+        for row in map(self.as_leg, rows):
             self.appeared(row)
             self._found(row)
 
@@ -403,6 +427,20 @@ class Switchboard:
         if call.leg(leg_id) is call.caller_leg:
             return [_monitor(leg_id, str(self.raw_path(call, leg_id, RecordingKind.CALL)), "D"), alone]
         return [alone]
+
+
+def _aliases(rows: Iterable[AmiMessage]) -> dict[str, LegId]:
+    """Of a list of channels, those that the fallback queue has bridged with a caller, and the legs they are."""
+    callers = {
+        row.get("BridgeId"): CallId(leg_of(row))
+        for row in rows
+        if row.get("Context") == "fallback" and row.get("BridgeId")
+    }
+    return {
+        row.get("Uniqueid"): LegId(f"{callers[row.get('BridgeId')]}-{FALLBACK_LEG}")
+        for row in rows
+        if row.get("BridgeId") in callers and row.get("Uniqueid") != callers[row.get("BridgeId")]
+    }
 
 
 def _set(leg_id: LegId, *variables: tuple[str, str]) -> Action:

@@ -16,6 +16,8 @@ CallId = NewType("CallId", str)
 """The caller's channel id as Asterisk gave it, e.g. ``ast1-1763763843.12``."""
 LegId = NewType("LegId", str)
 """The caller's leg is the call id itself; every leg the centre rings is ``<call id>-<n>``, n from 2."""
+FALLBACK_LEG = 900
+"""Far beyond the legs of any call; the dialplan names a recording by it."""
 UserId = NewType("UserId", str)
 QueueId = NewType("QueueId", str)
 
@@ -257,6 +259,11 @@ class Call:
 
     def next_leg_id(self) -> LegId:
         return LegId(f"{self.call_id}-{len(self.legs) + 1}")
+
+    @property
+    def fallback_leg_id(self) -> LegId:
+        """The leg of whoever the fallback queue gave the caller to: a channel that the centre did not name."""
+        return LegId(f"{self.call_id}-{FALLBACK_LEG}")
 
 
 def call_id_of(leg_id: LegId) -> CallId:

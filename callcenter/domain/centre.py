@@ -7,7 +7,7 @@ a turn, after the effects of that turn.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Literal, assert_never
 from zoneinfo import ZoneInfo
 
@@ -59,6 +59,7 @@ from callcenter.domain.messages import (
     LegEnded,
     LegHungUp,
     LegSeen,
+    LegWas,
     LogOut,
     Meanwhile,
     Merge,
@@ -86,6 +87,7 @@ from callcenter.domain.messages import (
     TelephonyResynced,
     TicketOpened,
     Transfer,
+    Unattended,
     Wait,
     WrapUp,
 )
@@ -439,7 +441,16 @@ class ContactCentre:
         else:
             self._enter_flow(call, flow)
 
-    def _new_call(self, call_id: CallId, caller: str, dialled: str, flow: ivr.Flow | None) -> Call:
+    def _new_call(
+        self,
+        call_id: CallId,
+        caller: str,
+        dialled: str,
+        flow: ivr.Flow | None,
+        *,
+        arrived_at: datetime | None = None,
+    ) -> Call:
+        arrived_at = arrived_at or self._now.utc
         leg = Leg(
             leg_id=LegId(call_id),
             role=Role.CALLER,
@@ -447,8 +458,8 @@ class ContactCentre:
             user_id=None,
             state=LegState.UP,
             place=Place.ALONE,
-            asked_at=self._now.utc,
-            answered_at=self._now.utc,
+            asked_at=arrived_at,
+            answered_at=arrived_at,
         )
         return Call(
             call_id=call_id,
@@ -456,7 +467,7 @@ class ContactCentre:
             flow_version=flow.version if flow else "",
             dialled=dialled,
             caller=caller,
-            arrived_at=self._now.utc,
+            arrived_at=arrived_at,
             phase=Phase.IN_FLOW,
             legs=(leg,),
         )
@@ -1267,7 +1278,7 @@ class ContactCentre:
         elif call.phase is not Phase.ENDED:
             self._take_up(self._put(call.with_step(self._now, StepKind.FELL_BACK)))
 
-    def _take_up(self, call: Call) -> None:
+    def _take_up(self, call: Call, *, speaking_since: datetime | None = None) -> None:
         """Say once more what the caller is to hear, whatever has become of what was said before."""
         if not call.caller_leg.alive:
             return
@@ -1282,7 +1293,7 @@ class ContactCentre:
             case Phase.IN_FLOW | Phase.AFTER:
                 if call.ringing:
                     self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
-                else:
+                elif not (speaking_since and self._speaks_on(call, speaking_since)):
                     self._flow_on(call, ivr.Started())
             case Phase.WAITING:
                 if call.ringing or call.call_id in self._in_flow:
@@ -1296,6 +1307,19 @@ class ContactCentre:
                 pass
             case _:
                 assert_never(call.phase)
+
+    def _speaks_on(self, call: Call, since: datetime) -> bool:
+        """Let a caller finish the message he has been speaking since then; False when his flow knows of none."""
+        flow, cursor = self._flow_of(call), call.cursor
+        if flow is None or cursor is None:
+            return False
+        step = ivr.advance(flow, cursor, ivr.Started(), self._facts(call))[1]
+        if not isinstance(step, ivr.MessageStep):
+            return False
+        ago = (self._now.utc - since).total_seconds()
+        self._in_flow[call.call_id] = _InFlow(step, message_since=self._now.seconds - ago)
+        self._expect_end(call, step.max_seconds - ago)
+        return True
 
     def _phone_seen(self, phone: str, *, reachable: bool) -> None:
         (self._phones.add if reachable else self._phones.discard)(phone)
@@ -1345,22 +1369,25 @@ class ContactCentre:
         for phone in event.phones - self._phones:
             self._phone_seen(phone, reachable=True)
         seen = {leg.leg_id: leg for leg in event.legs}
+        past = {caller.call_id: caller for caller in event.unattended}
         self._given_up.intersection_update({CallId(leg_id) for leg_id in seen})
         # Nobody is offered anything before all is known: the caller might be dead.
         self._telephony_up = False
         for call in list(self._calls.values()):
             if call.phase is not Phase.ENDED:
                 self._reconciling = call.call_id
-                self._reconcile(call, seen)
-        for leg in event.legs:
+                self._reconcile(call, seen, event.ended, past.get(call.call_id))
+        for caller in event.unattended:
+            if caller.call_id not in self._calls and (caller.phone or caller.ended_at is not None):
+                self._reconciling = caller.call_id
+                self._learn_of(caller, seen, event.ended)
+        for leg in sorted(event.legs, key=lambda leg: _arrival(leg, past) or self._now.utc):
             self._reconciling = call_id = call_id_of(leg.leg_id)
             known = self._calls.get(call_id)
             if call_id in self._given_up or (known is not None and known.leg(leg.leg_id) is not None):
                 continue
-            if leg.served_by_fallback:
-                self._given_up.add(call_id)
-            elif leg.leg_id == LegId(call_id):
-                self._adopt(leg, StepKind.ADOPTED)
+            if leg.leg_id == LegId(call_id):
+                self._adopt(leg, StepKind.ADOPTED, arrived_at=_arrival(leg, past))
             else:
                 self._out.append(HangUp(leg.leg_id))
         self._reconciling = None
@@ -1368,37 +1395,123 @@ class ContactCentre:
         self._telephony_up = True
         self._pair_up()
 
-    def _reconcile(self, call: Call, seen: Mapping[LegId, LegSeen]) -> None:
+    def _reconcile(
+        self,
+        call: Call,
+        seen: Mapping[LegId, LegSeen],
+        ended: Mapping[LegId, LegWas],
+        past: Unattended | None,
+    ) -> None:
+        self._catch_up(call, seen, ended, past)
+        call = self._calls.get(call.call_id, call)
         answered = False
         for leg in call.legs:
             present = seen.get(leg.leg_id)
-            if leg.alive and present is None:
-                if leg.role is Role.CALLER and call.end_reason is None:
-                    self._put(replace(self._calls[call.call_id], end_reason=EndReason.TELEPHONY_LOST))
-                self._leg_ended(leg.leg_id, Outcome.UNREACHABLE)
-            elif present is not None and present.served_by_fallback:
-                self._leave_to_fallback(self._calls[call.call_id])
-                return
-            elif leg.alive and (leg.cancelled is not None or self._is_leaving(leg)):
+            if present is None:
+                continue
+            if leg.alive and (leg.cancelled is not None or self._is_leaving(leg)):
                 self._hang_up(leg.leg_id)
-            elif leg.state is LegState.RINGING and present is not None and present.up:
+            elif leg.state is LegState.RINGING and present.up:
                 self._leg_answered(leg.leg_id)
                 answered = True
         known = self._calls.get(call.call_id)
         if known is not None and not answered:
-            self._take_up(known)
+            self._take_up(known, speaking_since=_speaking(known, seen))
 
-    def _leave_to_fallback(self, call: Call) -> None:
-        """Close a record whose caller now talks to somebody the centre did not give him."""
-        for leg in call.others:
-            self._out.append(HangUp(leg.leg_id))
-        self._given_up.add(call.call_id)
-        self._close(call.with_step(self._now, StepKind.FELL_BACK), EndReason.FELL_BACK)
+    def _catch_up(
+        self,
+        call: Call,
+        seen: Mapping[LegId, LegSeen],
+        ended: Mapping[LegId, LegWas],
+        past: Unattended | None,
+    ) -> None:
+        """Let happen, each thing at its time, what happened to the call while nobody listened."""
+        present = self._now
+        if past is not None and past.answered_at is not None and call.leg(call.fallback_leg_id) is None:
+            self._then(past.answered_at, call, present)
+            call = self._served_by_fallback(call, past)
+        known = dict(ended)
+        if past is not None and past.parted_at is not None:
+            known[call.fallback_leg_id] = LegWas(past.parted_at, Outcome.JOINED)
+        gone = [leg.leg_id for leg in call.legs if leg.alive and leg.leg_id not in seen]
+        for leg_id in sorted(
+            gone, key=lambda leg_id: known[leg_id].ended_at if leg_id in known else present.utc
+        ):
+            call = self._calls.get(call.call_id, call)
+            was = known.get(leg_id)
+            if was is not None:
+                self._then(was.ended_at, call, present)
+            elif leg_id == call.caller_leg.leg_id and call.end_reason is None:
+                self._put(replace(call, end_reason=EndReason.TELEPHONY_LOST))
+            self._leg_ended(leg_id, was.outcome if was else Outcome.UNREACHABLE)
+            self._now = present
+        self._now = present
 
-    def _adopt(self, leg: LegSeen, how: StepKind) -> None:
+    def _then(self, at: datetime, call: Call, present: Now) -> None:
+        """Go back to this moment, but not to before the last thing that is known of the call."""
+        at = min(max(at, call.steps[-1].at if call.steps else at), present.utc)
+        self._now = Now(present.seconds - (present.utc - at).total_seconds(), at)
+
+    def _learn_of(
+        self, past: Unattended, seen: Mapping[LegId, LegSeen], ended: Mapping[LegId, LegWas]
+    ) -> None:
+        """Write down a caller of whom no engine knew: he has left, or talks with whom the fallback queue gave him."""
+        flow = self._by_number.get(past.dialled)
+        if flow is None:
+            return  # a number that is not ours was answered 404
+        present = self._now
+        call = self._new_call(past.call_id, past.caller, past.dialled, flow, arrived_at=past.arrived_at)
+        self._then(past.arrived_at, call, present)
+        call = replace(call, phase=Phase.WAITING).with_step(self._now, StepKind.ARRIVED, detail=past.dialled)
+        call = self._put(call.with_step(self._now, StepKind.FELL_BACK))
+        self._now = present
+        self._catch_up(call, seen, ended, past)
+
+    def _served_by_fallback(self, call: Call, past: Unattended) -> Call:
+        """The fallback queue gave the caller to this phone: a conversation like any other from now on."""
+        for leg in call.ringing:
+            call = self._cancel(call, leg, Outcome.WITHDRAWN)
+        self._forget_waiting(call)
+        self._leave_flow(call)
+        user_id = self._by_phone.get(past.phone)
+        leg = Leg(
+            leg_id=call.fallback_leg_id,
+            role=Role.AGENT,
+            address=past.phone,
+            user_id=user_id,
+            state=LegState.UP,
+            place=Place.TOGETHER,
+            asked_at=self._now.utc,
+            answered_at=self._now.utc,
+            outcome=Outcome.JOINED,
+        )
+        call = replace(
+            call.with_leg(leg),
+            phase=Phase.TALKING,
+            answered_at=call.answered_at or self._now.utc,
+            answered_by=call.answered_by or user_id,
+            end_reason=EndReason.FELL_BACK,
+        )
+        if not any(step.kind is StepKind.FELL_BACK for step in call.steps):
+            call = call.with_step(self._now, StepKind.FELL_BACK)
+        call = self._put(self._together(call, call.caller_leg, leg))
+        agent = self._agents.get(user_id) if user_id else None
+        if agent is not None and agent.state not in _IN_CALL:
+            wraps_up = agent.state is AgentState.WRAP_UP
+            self._become(
+                agent,
+                AgentState.TALKING,
+                call_id=call.call_id,
+                leg_id=leg.leg_id,
+                after_call=agent.after_call if wraps_up else agent.state,
+                after_reason=agent.after_reason if wraps_up else agent.reason,
+            )
+        return call
+
+    def _adopt(self, leg: LegSeen, how: StepKind, *, arrived_at: datetime | None = None) -> None:
         """A caller who came while no engine was there."""
         flow = self._by_number.get(leg.dialled)
-        call = self._new_call(CallId(leg.leg_id), leg.caller, leg.dialled, flow)
+        call = self._new_call(CallId(leg.leg_id), leg.caller, leg.dialled, flow, arrived_at=arrived_at)
         call = self._put(call.with_step(self._now, how, detail=leg.dialled))
         if flow is None:
             self._say_then_hang_up(call, "system_trouble")
@@ -1871,6 +1984,17 @@ class ContactCentre:
 
 def _greeted(call: Call) -> bool:
     return StepKind.GREETED in [step.kind for step in call.steps]
+
+
+def _arrival(leg: LegSeen, past: Mapping[CallId, Unattended]) -> datetime | None:
+    """When this caller rang, if it was written down."""
+    caller = past.get(CallId(leg.leg_id))
+    return caller.arrived_at if caller else None
+
+
+def _speaking(call: Call, seen: Mapping[LegId, LegSeen]) -> datetime | None:
+    caller = seen.get(call.caller_leg.leg_id)
+    return caller.speaking_since if caller else None
 
 
 def _plain_queue(queue_id: QueueId) -> ivr.QueueStep:

@@ -5,7 +5,8 @@ from the message's sender.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from callcenter.domain.agents import Agent, Profile, Queue
@@ -114,16 +115,47 @@ class LegSeen:
     up: bool
     caller: str = ""
     dialled: str = ""
-    served_by_fallback: bool = False
-    """The fallback queue has given this caller an agent while no engine was there: they talk, let them."""
+    speaking_since: datetime | None = None
+    """This caller is speaking his message."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegWas:
+    """The end of a channel, as Asterisk wrote it down."""
+
+    ended_at: datetime
+    outcome: Outcome
+    """What the cause means had the leg still been ringing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unattended:
+    """A caller who was with the fallback queue while nobody listened, or who came and went meanwhile."""
+
+    call_id: CallId
+    caller: str
+    dialled: str
+    arrived_at: datetime
+    phone: str = ""
+    """Who answered him; the leg is ``Call.fallback_leg_id``."""
+    answered_at: datetime | None = None
+    parted_at: datetime | None = None
+    """When that party left."""
+    ended_at: datetime | None = None
+    """None: he is still there."""
 
 
 @dataclass(frozen=True, slots=True)
 class TelephonyResynced:
-    """AMI is (back) up and everything before this message is void: these legs and phones exist and no others."""
+    """AMI is (back) up and everything before this message is void: these legs and phones exist and no others.
+
+    ``ended`` and ``unattended`` tell what Asterisk wrote down while nobody listened, as far as it is not in the records.
+    """
 
     legs: tuple[LegSeen, ...]
     phones: frozenset[str]
+    ended: Mapping[LegId, LegWas] = field(default_factory=dict)
+    unattended: tuple[Unattended, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

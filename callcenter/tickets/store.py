@@ -1,6 +1,6 @@
 """Calls and tickets in the database: written in batches that may be repeated, read by whoever asks."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, date, datetime
@@ -466,6 +466,18 @@ class TicketStore:
         query = _CALLS.where(schema.calls.c.phase.in_(_LIVING)).order_by(schema.calls.c.arrived_at)
         async with self._database.read() as connection:
             return [_call_from(row.state, row.number) for row in await connection.execute(query)]
+
+    async def ended(self, call_ids: Collection[CallId]) -> set[CallId]:
+        """Those of these calls whose record is closed."""
+        table = schema.calls.c
+        query = select(table.call_id).where(table.phase == Phase.ENDED.value)
+        found: set[CallId] = set()
+        async with self._database.read() as connection:
+            for some in _chunks([*call_ids]):
+                found.update(
+                    CallId(row) for row in await connection.scalars(query.where(table.call_id.in_(some)))
+                )
+        return found
 
     async def agent_states(self) -> dict[UserId, AgentRecord]:
         """What each agent was last known to do."""

@@ -1,7 +1,7 @@
 """The telephony against a scripted manager interface: what a resync puts right, and what a cut in its middle leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -44,6 +44,10 @@ def no_disk(_call: Call, _leg: LegId, _kind: RecordingKind) -> Path:
     raise OSError(28, "No space left on device")
 
 
+async def none_of(_: Collection[CallId]) -> set[CallId]:
+    return set()
+
+
 @asynccontextmanager
 async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIterator[Telephony]:
     for action in ("CoreShowChannels", "PJSIPShowContacts", "DBGetTree"):
@@ -61,6 +65,7 @@ async def telephony(peer: ScriptedAmi, post: Callable[[Event], None]) -> AsyncIt
         attempted=lambda _: None,
         calls=dict,
         alarm=lambda _: None,
+        recorded=none_of,
     )
     running = asyncio.create_task(made.run(), name="telephony")
     try:

@@ -1,6 +1,6 @@
 """A contact centre with a clock, a directory and a hotline, for tests that read given, when, then."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -18,6 +18,7 @@ from callcenter.domain.messages import (
     LegAnswered,
     LegEnded,
     LegSeen,
+    LegWas,
     PhoneSeen,
     Play,
     PromptsEnded,
@@ -28,6 +29,7 @@ from callcenter.domain.messages import (
     Target,
     TargetKind,
     TelephonyResynced,
+    Unattended,
 )
 from callcenter.domain.messages import Ring as RingEffect
 
@@ -198,18 +200,32 @@ class House:
                 self.saved_agents[effect.agent.user_id] = effect.agent
         return [effect for effect in effects if not isinstance(effect, SaveCall | SaveAgent)]
 
-    def restarts(self, legs: Sequence[LegSeen], *, phones: Iterable[str] | None = None) -> list[Effect]:
+    def restarts(
+        self,
+        legs: Sequence[LegSeen],
+        *,
+        phones: Iterable[str] | None = None,
+        ended: Mapping[LegId, LegWas] | None = None,
+        unattended: tuple[Unattended, ...] = (),
+    ) -> list[Effect]:
         """A new engine takes up the records, then the telephony says what lives."""
         self.centre = ContactCentre(self.policy)
         self.handle(directory(self._profiles))
         self.handle(FlowsChanged(FLOWS))
         living = [call for call in self.saved_calls.values() if call.ended_at is None]
         self.centre.restore(living, self.saved_agents.values(), self.now)
-        return self.resyncs(legs, phones=phones)
+        return self.resyncs(legs, phones=phones, ended=ended, unattended=unattended)
 
-    def resyncs(self, legs: Sequence[LegSeen], *, phones: Iterable[str] | None = None) -> list[Effect]:
+    def resyncs(
+        self,
+        legs: Sequence[LegSeen],
+        *,
+        phones: Iterable[str] | None = None,
+        ended: Mapping[LegId, LegWas] | None = None,
+        unattended: tuple[Unattended, ...] = (),
+    ) -> list[Effect]:
         known = frozenset(p.phone for p in self._profiles if p.phone) if phones is None else frozenset(phones)
-        return self.handle(TelephonyResynced(tuple(legs), known))
+        return self.handle(TelephonyResynced(tuple(legs), known, ended or {}, unattended))
 
     # --- what happens
 

@@ -1,5 +1,7 @@
 """Given, when, then: one call, a few people, and exactly what is done about it."""
 
+from datetime import timedelta
+
 import pytest
 
 from callcenter.domain.agents import AgentState
@@ -25,6 +27,7 @@ from callcenter.domain.messages import (
     LegDead,
     LegHungUp,
     LegSeen,
+    LegWas,
     LogOut,
     Meanwhile,
     Merge,
@@ -44,6 +47,7 @@ from callcenter.domain.messages import (
     TakeMessage,
     TelephonyLost,
     Transfer,
+    Unattended,
     Wait,
     WrapUp,
 )
@@ -860,18 +864,76 @@ def test_outside_numbers_are_those_of_the_list(house: House) -> None:
 
 
 def test_a_caller_whom_the_fallback_queue_has_served_is_left_to_talk(house: House) -> None:
-    """Waiting when the engine died, given an agent by the dialplan: the record ends there, nobody is cut off."""
+    """Waiting when the engine died, given an agent by the dialplan: a conversation like any other from then on."""
     waiting = house.arrives()
-    stranger = LegId("ast1-5.7")
+    stranger = house.new_call_id()
+    answered_at = house.now.utc + timedelta(seconds=5)
+    house.later(20)
+    desks = [LegId(f"{call_id}-900") for call_id in (waiting, stranger)]
     talking = [
-        LegSeen(LegId(waiting), up=True, dialled="96500", served_by_fallback=True),
-        LegSeen(stranger, up=True, dialled="96500", served_by_fallback=True),
+        *(LegSeen(LegId(call_id), up=True, dialled="96500") for call_id in (waiting, stranger)),
+        *(LegSeen(desk, up=True) for desk in desks),
     ]
-    effects = house.restarts(talking)
-    assert not [effect for effect in effects if isinstance(effect, HangUp | Wait | Play)]
-    assert house.saved_calls[waiting].end_reason is EndReason.FELL_BACK
-    assert house.saved_calls[waiting].phase is Phase.ENDED
-    assert stranger not in house.centre.calls
+    past = tuple(
+        Unattended(call_id, "1", "96500", answered_at, phone=phone, answered_at=answered_at)
+        for call_id, phone in ((waiting, ZHANG.phone or ""), (stranger, WANG.phone or ""))
+    )
+    effects = house.restarts(talking, unattended=past)
+    assert not [effect for effect in effects if isinstance(effect, HangUp | Wait | Play | Ring)]
+    for call_id, desk, user in ((waiting, desks[0], ZHANG), (stranger, desks[1], WANG)):
+        call = house.centre.calls[call_id]
+        assert (call.phase, call.answered_at, call.answered_by) == (Phase.TALKING, answered_at, user.user_id)
+        assert house.centre.agents[user.user_id].state is AgentState.TALKING
+        house.ends(LegId(call_id))
+        house.ends(desk)
+        assert house.saved_calls[call_id].end_reason is EndReason.FELL_BACK
+        assert house.centre.agents[user.user_id].state is AgentState.WRAP_UP
+
+
+def test_who_came_and_went_without_an_engine_has_a_record_all_the_same(house: House) -> None:
+    came = house.now.utc + timedelta(seconds=6)
+    served, lost = house.new_call_id(), house.new_call_id()
+    house.later(60)
+    past = (
+        Unattended(
+            served,
+            "1",
+            "96500",
+            came,
+            phone=ZHANG.phone or "",
+            answered_at=came + timedelta(seconds=3),
+            parted_at=came + timedelta(seconds=20),
+            ended_at=came + timedelta(seconds=20),
+        ),
+        Unattended(lost, "2", "96500", came, ended_at=came + timedelta(seconds=9)),
+    )
+    ended = {LegId(lost): LegWas(came + timedelta(seconds=9), Outcome.UNREACHABLE)}
+    ended[LegId(served)] = LegWas(came + timedelta(seconds=20), Outcome.UNREACHABLE)
+    house.restarts([], unattended=past, ended=ended)
+    call = house.saved_calls[served]
+    assert (call.phase, call.end_reason) == (Phase.ENDED, EndReason.FELL_BACK)
+    assert (call.arrived_at, call.ended_at) == (came, came + timedelta(seconds=20))
+    assert (call.answered_by, call.answered_at) == (ZHANG.user_id, came + timedelta(seconds=3))
+    assert [step.at for step in call.steps] == sorted(step.at for step in call.steps)
+    call = house.saved_calls[lost]
+    assert (call.end_reason, call.ended_at) == (EndReason.ABANDONED_WAITING, came + timedelta(seconds=9))
+    assert call.answered_at is None
+
+
+def test_what_happened_meanwhile_has_its_own_time(house: House) -> None:
+    """The agent hung up, then the caller, while no engine was there: the record tells when, and who was first."""
+    call_id, desk = house.talking(ZHANG)
+    left = house.now.utc + timedelta(seconds=4)
+    house.later(30)
+    ended = {
+        desk: LegWas(left, Outcome.UNREACHABLE),
+        LegId(call_id): LegWas(left + timedelta(seconds=3), Outcome.UNREACHABLE),
+    }
+    house.restarts([], ended=ended)
+    call = house.saved_calls[call_id]
+    assert (call.end_reason, call.ended_at) == (EndReason.COMPLETED, left + timedelta(seconds=3))
+    assert call.legs[1].ended_at == left
+    assert [step.leg_id for step in call.steps if step.kind is StepKind.LEFT] == [desk, call_id]
 
 
 def test_switched_off_every_call_ends_with_its_reason_and_none_begins(house: House) -> None:

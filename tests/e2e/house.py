@@ -75,6 +75,7 @@ class House:
             **(settings or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched, self._said_before = 0.0, 0
         self.log = directory / "run.log"
         self.wrapper: list[str] = []
         """What `callcenter run` is started through: a command that executes the one that follows it."""
@@ -96,9 +97,14 @@ class House:
 
     def start(self, *, seconds: float = 60) -> float:
         """Start and wait until it says it is ready; returns the seconds that took."""
-        began = time.monotonic()
+        self.launch()
+        return self.ready(seconds=seconds)
+
+    def launch(self) -> None:
+        """Start the process; ``ready`` waits for it."""
+        self._launched = time.monotonic()
         with self.log.open("ab") as log:
-            offset = log.tell()
+            self._said_before = log.tell()
             self._process = subprocess.Popen(
                 [*self.wrapper, sys.executable, "-m", "callcenter", "run"],
                 cwd=self.directory,
@@ -108,16 +114,22 @@ class House:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while READY not in self.said(offset):
+
+    def ready(self, *, seconds: float = 60) -> float:
+        """Wait until the launched process says it is ready; returns the seconds since its launch."""
+        assert self._process is not None, "launch it first"
+        while READY not in self.said(self._said_before):
             if self._process.poll() is not None:
                 raise AssertionError(
-                    f"callcenter run ended with {self._process.returncode}:\n{self.said(offset)}"
+                    f"callcenter run ended with {self._process.returncode}:\n{self.said(self._said_before)}"
                 )
-            if time.monotonic() > began + seconds:
+            if time.monotonic() > self._launched + seconds:
                 self.kill()
-                raise AssertionError(f"callcenter run was not ready within {seconds} s:\n{self.said(offset)}")
+                raise AssertionError(
+                    f"callcenter run was not ready within {seconds} s:\n{self.said(self._said_before)}"
+                )
             time.sleep(0.02)
-        return time.monotonic() - began
+        return time.monotonic() - self._launched
 
     def said(self, offset: int = 0) -> str:
         return self.log.read_bytes()[offset:].decode("utf-8", "replace")
@@ -126,6 +138,10 @@ class House:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def asterisk_pid(self) -> int:
+        return int(next(self.data.glob("asterisk/**/asterisk.pid")).read_text())
 
     def stop(self, *, seconds: float = 30) -> int:
         """Ctrl-C, and wait for the end; returns the exit status."""
@@ -246,10 +262,6 @@ class House:
         finally:
             await link.close()
             await running
-
-    @property
-    def asterisk_pid(self) -> int:
-        return int(next(self.data.glob("asterisk/**/asterisk.pid")).read_text())
 
     def log_lines(self) -> list[dict[str, Any]]:
         """What the engine has logged, for houses that log JSON."""
