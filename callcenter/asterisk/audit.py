@@ -92,7 +92,7 @@ def _is_up(row: AmiMessage) -> bool:
 
 def _astray(call: Call, caller: Leg, channels: Mapping[LegId, AmiMessage]) -> bool:
     row = channels[caller.leg_id]
-    if row.get("Context") == "fallback":
+    if row.get("Context") == "fallback" and not row.get("BridgeId"):
         return True
     if call.phase is not Phase.TALKING:
         return bool(row.get("BridgeId")) or row.get("Exten") not in _ALONE

@@ -100,6 +100,7 @@ class Stages:
             self.waiting.append(citizen := await city.calls())
             await citizen.call.wait_answered(10)
             await asyncio.sleep(0.15)  # one after the other also for Asterisk's threads
+        await until(self._in_line, lambda count: count >= waiting)
         await self._does("held", "hold")
         for stage in ("consult", "room"):
             await self._does(stage, "invite", user=(specialist := next(specialists)).user)
@@ -119,6 +120,10 @@ class Stages:
         self.collecting = [await city.calls(dialled="12346")]
         await self._does("rating", "hangup")
         await asyncio.sleep(1.2)  # the short prompts of the menu and the rating; then keys are awaited
+
+    async def _in_line(self) -> int:
+        queues = (await self.city.leader.get("/api/v1/queues"))["queues"]
+        return next(int(queue["waiting"]) for queue in queues if queue["queue_id"] == "hotline")
 
     async def _served(self, stage: str, agent: Person) -> None:
         citizen = await self.city.calls()
@@ -216,22 +221,24 @@ async def killed_at_every_stage(
 ) -> tuple[list[str], Audit, float]:
     """What went wrong, what the records say, and how long the engine was away."""
     async with living(house, seed=seed, agents=9, specialists=3) as city:
-        stages = Stages(city)
-        await stages.reached()
-        city.note("engine", "is killed")
-        killed = time.monotonic()
-        await asyncio.to_thread(house.kill)
-        await asyncio.sleep(away_seconds)
-        await asyncio.to_thread(house.start)
-        await until(lambda: _healthy(house), bool, seconds=ADOPT_SECONDS)
-        away = time.monotonic() - killed
-        city.note("engine", "is back")
-        wrong = stages.cut_off()
-        wrong += await stages.go_on()
-        wrong += await stages.order()
-        await city.everybody_goes()
-        found = await audit(city)
-        city.write_log(ROOT / "var" / "chaos" / f"stages-{seed}.log")
+        try:
+            stages = Stages(city)
+            await stages.reached()
+            city.note("engine", "is killed")
+            killed = time.monotonic()
+            await asyncio.to_thread(house.kill)
+            await asyncio.sleep(away_seconds)
+            await asyncio.to_thread(house.start)
+            await until(lambda: _healthy(house), bool, seconds=ADOPT_SECONDS)
+            away = time.monotonic() - killed
+            city.note("engine", "is back")
+            wrong = stages.cut_off()
+            wrong += await stages.go_on()
+            wrong += await stages.order()
+            await city.everybody_goes()
+            found = await audit(city)
+        finally:
+            city.write_log(ROOT / "var" / "chaos" / f"stages-{seed}.log")
     return wrong + found.wrong, found, away
 
 
