@@ -14,6 +14,7 @@ help:
 	@echo 'make run     设置并启动 / set up and start (Ctrl-C stops)'
 	@echo 'make test    设置并运行全部测试 / set up and run every test'
 	@echo 'make bench   测量性能，与原生 Queue() 对照 / measure, beside the native Queue(); see docs/performance.md'
+	@echo 'make chaos   故意制造故障 / break things on purpose; see docs/reliability.md'
 	@echo 'make setup   只设置 / set up only'
 	@echo 'make check   格式、类型与分层检查 / format, lint, types, layers'
 	@echo 'make clean   删除可重建的东西 / remove what can be made again (never data or recordings)'
@@ -40,6 +41,12 @@ bench: environment-dev
 	@tools/system-packages.sh gcc libc6-dev || true
 	@$(BIN)/callcenter setup --asterisk-only
 	@$(BIN)/python -m tests.bench $(OPTIONS) $(NAMES)
+
+# make chaos NAMES="stages away" runs some of it.
+.PHONY: chaos
+chaos: environment-dev
+	@$(BIN)/callcenter setup --asterisk-only
+	@$(BIN)/python -m tests.chaos $(NAMES)
 
 .PHONY: check
 check: environment-dev
