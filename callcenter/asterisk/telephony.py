@@ -326,6 +326,7 @@ class Telephony:
             case "Newchannel":
                 self._switchboard.appeared(message)
                 self._refuse_forwarding(message)
+                self._refuse_late(leg_of(message))
                 return
             case "Hangup":
                 self._switchboard.forget_leg(leg_of(message))
@@ -392,6 +393,17 @@ class Telephony:
         more, self._refused_calls = self._refused_calls - 1, 0
         if more:
             self._alarm(Alarm("calls_refused", {"calls": str(more)}))
+
+    def _refuse_late(self, leg_id: LegId) -> None:
+        """Cut a ring that nobody waits for any more: its Originate was on its way while the link was stalled."""
+        call_id = call_id_of(leg_id)
+        if not is_ours(leg_id) or leg_id == LegId(call_id):
+            return
+        call = self._calls().get(call_id)
+        leg = call.leg(leg_id) if call else None
+        if leg is None or not leg.alive:
+            log.warning("a ring came too late", leg=leg_id)
+            self._link.submit("Hangup", {"Channel": leg_id}).add_done_callback(_note_failure)
 
     def _refuse_forwarding(self, message: AmiMessage) -> None:
         """Cut a call that a phone's 302 makes to the outside (docs/adr/0002): we rang the phone and nobody else.

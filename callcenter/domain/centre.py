@@ -1443,7 +1443,10 @@ class ContactCentre:
                 self._then(was.ended_at, call, present)
             elif leg_id == call.caller_leg.leg_id and call.end_reason is None:
                 self._put(replace(call, end_reason=EndReason.TELEPHONY_LOST))
-            self._leg_ended(leg_id, was.outcome if was else Outcome.UNREACHABLE)
+            # A ring that never came to be, or ended unseen, while there was no link is nobody's fault.
+            leg = call.leg(leg_id)
+            unseen = Outcome.UNREACHABLE if leg is not None and leg.up else Outcome.WITHDRAWN
+            self._leg_ended(leg_id, was.outcome if was else unseen)
             self._now = present
         self._now = present
 
