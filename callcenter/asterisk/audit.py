@@ -72,6 +72,9 @@ def differences(
 
 
 def _in_call(call: Call, channels: Mapping[LegId, AmiMessage], now: datetime) -> Iterator[Difference]:
+    given = call.leg(call.fallback_leg_id)
+    if given is not None and given.alive:
+        return  # whom the fallback queue gave him has a channel of another name
     missing = [leg for leg in call.legs if leg.alive and leg.leg_id not in channels]
     for leg in missing:
         if leg.up or now - leg.asked_at > _YOUNG:

@@ -93,3 +93,11 @@ def test_a_ring_just_asked_for_is_not_missed() -> None:
     young = replace(RINGING.legs[1], asked_at=NOW - timedelta(seconds=1))
     call = replace(RINGING, legs=(RINGING.legs[0], young))
     assert differences({CALL: call}, [row(CALLER)], NOW) == frozenset()
+
+
+def test_whom_the_fallback_queue_gave_him_is_left_with_him() -> None:
+    """His channel has a name of Asterisk's own."""
+    given = replace(TALKING.legs[1], leg_id=TALKING.fallback_leg_id)
+    call = replace(TALKING, legs=(TALKING.legs[0], given))
+    rows = [row(CALLER, context="fallback", exten="s", bridge="b"), row("ast1-1763763843.8", bridge="b")]
+    assert differences({CALL: call}, rows, NOW) == frozenset()
