@@ -99,5 +99,8 @@ def test_whom_the_fallback_queue_gave_him_is_left_with_him() -> None:
     """His channel has a name of Asterisk's own."""
     given = replace(TALKING.legs[1], leg_id=TALKING.fallback_leg_id)
     call = replace(TALKING, legs=(TALKING.legs[0], given))
-    rows = [row(CALLER, context="fallback", exten="s", bridge="b"), row("ast1-1763763843.8", bridge="b")]
+    rows = [
+        row(CALLER, context="fallback", exten="s", bridge="b"),
+        row("ast1-1763763843.8", context="from-phone", bridge="b"),
+    ]
     assert differences({CALL: call}, rows, NOW) == frozenset()
