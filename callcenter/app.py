@@ -76,6 +76,8 @@ _HEALTH_SECONDS = 2.0
 _FULL_BYTES = 100_000
 """Less is no room for anything."""
 _SPILL_SECONDS = 10.0
+_LONGEST_CALL = timedelta(hours=12)
+"""Nobody who was left to the fallback longer ago is still on the line."""
 _BYTES_PER_SECOND = 16_000  # prompts are 8 kHz, 16 bit, mono (docs/prompts.md)
 _RECORDING_WORKERS = 2
 _FILES = 16_384  # two thousand recorded calls
@@ -186,7 +188,8 @@ class App:
         self.engine.post(_directory_changed(self._content))
         self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
         self.engine.drain()
-        calls = {call.call_id: call for call in await self.tickets.open_calls()}
+        since = datetime.now(UTC) - _LONGEST_CALL
+        calls = {call.call_id: call for call in await self.tickets.open_calls(given_up_since=since)}
         records = await self.tickets.agent_states()
         agents = self.engine.agents
         known = [
@@ -197,7 +200,7 @@ class App:
         self.engine.restore(calls.values(), known)
         for agent in self.engine.agents.values():
             self.telephony.mirror(agent)
-        self._recorded.update(calls)
+        self._recorded.update(self.engine.calls)
 
     async def _recorded_of(self, call_ids: Collection[CallId]) -> set[CallId]:
         """Which of these have a record that has ended, or is about to be written; all of them while nobody can tell."""
@@ -730,6 +733,9 @@ def _agent(seat: Agent, record: AgentRecord, calls: Mapping[CallId, Call]) -> Ag
         since=record.since,
         call_id=record.call_id,
         leg_id=leg.leg_id if leg else None,
+        wrap_up_until=(
+            (record.wrap_up_until - record.since).total_seconds() if record.wrap_up_until else None
+        ),
         after_call=record.after_call,
         after_reason=record.after_reason,
         version=record.version,

@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import structlog
@@ -23,6 +23,7 @@ from callcenter.domain.messages import (
     Alarm,
     Effect,
     Event,
+    Refused,
     Request,
     SaveAgent,
     SaveCall,
@@ -35,11 +36,36 @@ Change = SaveCall | SaveAgent | Alarm
 Listener = Callable[[Change], None]
 
 _BREATH = 200
+_SLOWED = timedelta(seconds=0.9)
+"""Recorded time that passes in a second after the wall clock was put back."""
 
 
 def clock() -> Now:
     """Both clocks, read together."""
     return Now(time.monotonic(), datetime.now(UTC))
+
+
+class SteadyClock:
+    """Both clocks, but the recorded one never goes back: the times of a record stay in order, whatever is done to it.
+
+    A step of the wall clock forward is followed at once. After a step back, recorded time goes on nine tenths as fast
+    until the wall clock has caught up. Monotonic seconds, by which everything is decided, know nothing of either.
+    """
+
+    def __init__(self, clock: Callable[[], Now]) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self) -> Now:
+        now = self._clock()
+        earliest = self._last.utc + (now.seconds - self._last.seconds) * _SLOWED
+        self._last = now if now.utc >= earliest else Now(now.seconds, earliest)
+        return self._last
+
+    def not_before(self, utc: datetime) -> None:
+        """What was recorded so far is past, even if the wall clock was put back since."""
+        if utc > self._last.utc:
+            self._last = Now(self._last.seconds, utc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +83,7 @@ class Engine:
     ) -> None:
         self._centre = centre
         self._perform = perform
-        self._clock = clock
+        self._clock = SteadyClock(clock)
         # Not bounded: dropping an event would lose a call. What fills it is bounded by Asterisk's own pace.
         self._inbox: deque[Event | _Asked] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,7 +107,10 @@ class Engine:
         self._work()
 
     async def ask(self, request: Request) -> None:
-        """Do what a user asks; raises Refused, and then nothing has changed."""
+        """Do what a user asks; raises Refused, and then nothing has changed.
+
+        Raises whatever else a bug raises; then the call it was about has been given to the fallback.
+        """
         await self._queue(request)
 
     async def settle(self) -> None:
@@ -110,6 +139,12 @@ class Engine:
 
     def restore(self, calls: Iterable[Call], agents: Iterable[Agent]) -> None:
         """Take up what the records say was going on, before the first event of the telephony."""
+        calls, agents = list(calls), list(agents)
+        for call in calls:
+            self._clock.not_before(call.steps[-1].at)
+        for agent in agents:
+            if agent.since is not None:
+                self._clock.not_before(agent.since)
         self._centre.restore(calls, agents, self._clock())
 
     # --- what is ---------------------------------------------------------------------------------------------
@@ -192,10 +227,18 @@ class Engine:
     def _answer(self, asked: _Asked) -> None:
         if asked.done.done():
             return  # the asker has gone away
+        if asked.request is None:
+            asked.done.set_result(None)
+            return
         try:
-            effects = self._centre.ask(asked.request, self._clock()) if asked.request else []
-        # The asker gets whatever it raises, a Refused above all; the loop goes on.
+            effects = self._centre.ask(asked.request, self._clock())
+        except Refused as refused:
+            asked.done.set_exception(refused)
+            return
+        # The same net as under events; the asker is told that it failed.
         except Exception as error:  # noqa: BLE001  # see above
+            _note_fault("request failed", asked.request, error)
+            self._carry_out(self._give_up(asked.request))
             asked.done.set_exception(error)
             return
         self._carry_out(effects)
@@ -221,13 +264,14 @@ class Engine:
             for last in self._give_up(effect):
                 self._done(last)
 
-    def _give_up(self, failed: Event | Effect | None) -> list[Effect]:
+    def _give_up(self, failed: Event | Request | Effect | None) -> list[Effect]:
+        alarm = Alarm("fault", {"at": "deadline" if failed is None else type(failed).__name__})
         try:
-            return self._centre.give_up(failed, self._clock())
+            return [alarm, *self._centre.give_up(failed, self._clock())]
         # A bug may have left the call in a state that cannot even be ended; the others go on all the same.
         except Exception as error:  # noqa: BLE001  # see above
             _note_fault("giving up failed", failed, error)
-            return []
+            return [alarm]
 
     def _done(self, effect: Effect) -> bool:
         """Carry it out; False when its call cannot go on without it."""
@@ -257,7 +301,7 @@ def _gives_up(effect: Effect) -> bool:
     return isinstance(effect, SaveCall) and effect.call.end_reason is EndReason.FAULT
 
 
-def _note_fault(what: str, subject: Event | Effect | None, error: Exception) -> None:
+def _note_fault(what: str, subject: Event | Request | Effect | None, error: Exception) -> None:
     log.error(
         what,
         message=type(subject).__name__,

@@ -6,8 +6,8 @@ a turn, after the effects of that turn.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Literal, assert_never
 from zoneinfo import ZoneInfo
 
@@ -126,6 +126,9 @@ class Policy:
     alone_seconds: float = 0.5
     """So long after Asterisk let go of a caller his partner's end may come; the dialplan holds him for 3 s."""
 
+    just_left_seconds: float = 2.0
+    """Parties could not be brought together because one of them hung up, if one has left within this."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
@@ -145,6 +148,16 @@ class _InFlow:
     play_id: int | None = None
     """The prompts whose end is awaited."""
     message_since: float | None = None
+
+
+@dataclass(slots=True)
+class _Moments:
+    """When things happened in a living call, on the clock that decides; its record tells them on the wall clock."""
+
+    queued: float | None = None
+    answered: dict[LegId, float] = field(default_factory=dict)
+    party_ended: float | None = None
+    """When a party last left or could not be reached."""
 
 
 @dataclass(slots=True)
@@ -180,6 +193,7 @@ class ContactCentre:
         self._in_flow: dict[CallId, _InFlow] = {}
         self._play_id = 0
         self._searches: dict[CallId, _Search] = {}
+        self._moments: dict[CallId, _Moments] = {}
         self._not_arranged: set[CallId] = set()
         self._given_up: set[CallId] = set()
         self._members: frozenset[UserId] = frozenset()
@@ -220,12 +234,12 @@ class ContactCentre:
         status = []
         for queue_id in self._routing.queues:
             first = self._routing.first_waiting(queue_id)
-            queued_at = self._calls[first].queued_at if first else None
+            queued = self._moments[first].queued if first else None
             status.append(
                 QueueStatus(
                     queue_id,
                     self._routing.waiting_at(queue_id),
-                    (now.utc - queued_at).total_seconds() if queued_at else 0.0,
+                    0.0 if queued is None else now.seconds - queued,
                     self._routing.free_at(queue_id),
                     self._routing.staffed_at(queue_id),
                 )
@@ -272,7 +286,9 @@ class ContactCentre:
     def restore(self, calls: Iterable[Call], agents: Iterable[Agent], now: Now) -> None:
         """Take up what the records say was going on; the next ``TelephonyResynced`` tells what is left of it.
 
-        The directory must be known: of others' agents nothing is taken.
+        The directory must be known: of others' agents nothing is taken. Ended calls are those whose agents are
+        wrapping up and those whose callers may still be on the line, left to the fallback. No time in the records may
+        be later than ``now``.
         """
         self._now = now
         for stored in agents:
@@ -281,6 +297,9 @@ class ContactCentre:
                 self._keep_agent(self._awakened(stored, known))
         for call in calls:
             self._calls[call.call_id] = call
+            if call.phase is not Phase.ENDED and call.queued_at is not None:
+                waited = (now.utc - call.queued_at).total_seconds()
+                self._moments_of(call).queued = now.seconds - waited
             for leg in call.others:
                 if not leg.up:
                     self._timers.set(leg.leg_id, TimerKind.RING, now.seconds + self._policy.invite_seconds)
@@ -327,20 +346,16 @@ class ContactCentre:
                 if leg.alive:
                     self._hang_up(leg.leg_id)
 
-    def give_up(self, failed: Event | Effect | None, now: Now) -> list[Effect]:
-        """This could not be dealt with (None: a deadline): that call alone goes to the dialplan's fallback."""
+    def give_up(self, failed: Event | Request | Effect | None, now: Now) -> list[Effect]:
+        """This could not be dealt with (None: a deadline): that call alone goes to the dialplan's fallback.
+
+        What was decided for others before the fault is carried out.
+        """
         self._now = now
-        self._out.clear()
-        subject: str | None
-        if isinstance(failed, TelephonyResynced):
-            subject = self._reconciling
-        elif failed is not None:
-            subject = getattr(failed, "leg_id", None) or getattr(failed, "call_id", None)
-        else:
-            subject = self._serving.subject if self._serving else None
-        call = self._calls.get(call_id_of(LegId(subject))) if subject else None
+        call = self._faulty(failed)
         if call is None or call.phase is Phase.ENDED:
             return self._turn_over()
+        self._out = [effect for effect in self._out if _call_of(effect) != call.call_id]
         for leg in call.others:
             self._out.append(HangUp(leg.leg_id))
         if call.caller_leg.alive:
@@ -348,6 +363,22 @@ class ContactCentre:
             self._given_up.add(call.call_id)
         self._close(call, EndReason.FAULT)
         return self._turn_over()
+
+    def _faulty(self, failed: Event | Request | Effect | None) -> Call | None:
+        """The call in which it failed."""
+        if isinstance(failed, TelephonyResynced):
+            return self._calls.get(self._reconciling) if self._reconciling else None
+        subject: str | None = self._serving.subject if failed is None and self._serving else None
+        if failed is not None:
+            subject = _call_of(failed)
+        call = self._calls.get(call_id_of(LegId(subject))) if subject else None
+        if call is None and self._changed_calls:
+            # It began with an agent or with the directory, and failed with the caller he was to be given.
+            call = self._calls.get(next(reversed(self._changed_calls)))
+        return call
+
+    def _moments_of(self, call: Call) -> _Moments:
+        return self._moments.setdefault(call.call_id, _Moments())
 
     def _turn_over(self) -> list[Effect]:
         out = [*self._out, *map(SaveCall, self._changed_calls.values())]
@@ -615,6 +646,8 @@ class ContactCentre:
         if kind is ivr.TransferTo.QUEUE:
             self._enter_queue(call, _plain_queue(QueueId(to)))
             return
+        if not self._may_ring:
+            return  # the resync carries this step out again
         self._out.append(Wait(call.caller_leg.leg_id, Meanwhile.MUSIC))
         target = Target(TargetKind.USER if kind is ivr.TransferTo.AGENT else TargetKind.NUMBER, to)
         if self._ring_target(call, target, by=None) is None:
@@ -639,6 +672,9 @@ class ContactCentre:
             head_start_seconds=max(call.head_start_seconds, step.head_start_seconds),
             steps=call.steps_with(self._now, StepKind.QUEUED, detail=queue.queue_id),
         )
+        moments = self._moments_of(call)
+        if moments.queued is None:
+            moments.queued = self._now.seconds
         self._wait(self._put(call), step)
 
     def _wait(self, call: Call, step: ivr.QueueStep) -> None:
@@ -671,8 +707,8 @@ class ContactCentre:
             return
         user_id = self._routing.agent_for(call.queue) if self._telephony_up else None
         if user_id is None:
-            queued_at = call.queued_at or self._now.utc
-            began = self._now.seconds - (self._now.utc - queued_at).total_seconds()
+            began = self._moments[call.call_id].queued
+            assert began is not None, "a waiting call has been queued"
             self._routing.call_waits(call.call_id, call.queue, rank=began - call.head_start_seconds)
         else:
             self._offer(call, self._agents[user_id])
@@ -734,7 +770,9 @@ class ContactCentre:
         if call.queue is None or call.queue not in self._routing.queues:
             self._queue_closed(call)
             return
-        served = (self._now.utc - call.queued_at).total_seconds() if call.queued_at else 0.0
+        moments, now = self._moments_of(call), self._now.seconds
+        served = 0.0 if moments.queued is None else now - moments.queued
+        moments.queued = now
         head_start = call.head_start_seconds + served + self._policy.requeue_head_start_seconds
         call = replace(
             call,
@@ -758,6 +796,11 @@ class ContactCentre:
     def _forget_waiting(self, call: Call) -> None:
         self._routing.call_gone(call.call_id)
         self._timers.cancel(call.call_id, TimerKind.ANNOUNCE, TimerKind.MAX_WAIT)
+
+    @property
+    def _may_ring(self) -> bool:
+        """Not between a cut and the resync's list, which would not know of the leg and so call it dead."""
+        return self._telephony_up or self._reconciling is not None
 
     # --- ringing people -------------------------------------------------------------------------------------
 
@@ -875,6 +918,7 @@ class ContactCentre:
             self._out.append(HangUp(leg_id))
             return
         self._timers.cancel(leg_id, TimerKind.RING)
+        self._moments_of(call).answered[leg_id] = self._now.seconds
         self._searches.pop(call.call_id, None)
         self._forget_waiting(call)
         self._leave_flow(call)
@@ -1019,6 +1063,7 @@ class ContactCentre:
         ended = replace(leg, state=LegState.ENDED, ended_at=self._now.utc)
         steps = call.steps_with(self._now, StepKind.LEFT, leg_id=leg.leg_id, user_id=leg.user_id)
         call = self._put(replace(call, legs=call.legs_with(ended), steps=steps))
+        self._moments_of(call).party_ended = self._now.seconds
         self._release(call, ended)
         self._settle(self._calls[call.call_id])
 
@@ -1027,6 +1072,7 @@ class ContactCentre:
         kind = StepKind.MISSED if leg.asked_by is None else StepKind.NOT_JOINED
         steps = call.steps_with(self._now, kind, leg_id=leg.leg_id, user_id=leg.user_id, detail=outcome.value)
         call = self._put(replace(call, legs=call.legs_with(ended), steps=steps))
+        self._moments_of(call).party_ended = self._now.seconds
         # The caller first: his next agent must not be the one who has just missed him.
         self._missed(ended, outcome)
         call = self._calls[call.call_id]
@@ -1068,6 +1114,9 @@ class ContactCentre:
         search = self._searches.get(call.call_id)
         if search is None:
             return False
+        if not self._may_ring:
+            del self._searches[call.call_id]
+            return False
         candidate = self._candidate(search)
         if candidate is None:
             del self._searches[call.call_id]
@@ -1100,8 +1149,9 @@ class ContactCentre:
         queue_id = _queue_of(call, leg)
         queue = self._routing.queues.get(queue_id) if queue_id else None
         seconds = queue.wrap_up_seconds if queue else self._policy.wrap_up_seconds
-        if queue is not None and leg.answered_at is not None:
-            took = (self._now.utc - leg.answered_at).total_seconds() + seconds
+        answered = self._moments_of(call).answered.get(leg.leg_id)
+        if queue is not None and answered is not None:
+            took = self._now.seconds - answered + seconds
             before = self._handling.get(queue.queue_id, self._policy.first_handling_seconds)
             self._handling[queue.queue_id] = before + (took - before) / 20
         until = self._now.seconds + seconds
@@ -1169,6 +1219,7 @@ class ContactCentre:
                     replace(leg, state=LegState.ENDED, ended_at=self._now.utc, outcome=outcome_of_ringing)
                 )
                 self._release_or_miss(call, leg)
+        self._moments.pop(call.call_id, None)
         self._put(
             replace(
                 call,
@@ -1252,8 +1303,8 @@ class ContactCentre:
         """Parties could not be brought together: again if one of them has left, else the caller to somebody else."""
         if call.phase is not Phase.TALKING or not call.caller_leg.alive:
             return
-        recently = self._now.utc - timedelta(seconds=2)
-        if any(leg.ended_at is not None and leg.ended_at >= recently for leg in call.legs):
+        ended = self._moments_of(call).party_ended
+        if ended is not None and self._now.seconds - ended <= self._policy.just_left_seconds:
             self._arrange(call)
             return
         self._out.append(Alarm("arrange_failed", {"call": call.call_id}))
@@ -1272,10 +1323,10 @@ class ContactCentre:
         if event.call_id in self._given_up:
             return
         call = self._calls.get(event.call_id)
-        if call is None:
+        if call is None or call.phase is Phase.ENDED:
             leg = LegSeen(LegId(event.call_id), up=True, caller=event.caller, dialled=event.dialled)
             self._adopt(leg, StepKind.FELL_BACK)
-        elif call.phase is not Phase.ENDED:
+        else:
             self._take_up(self._put(call.with_step(self._now, StepKind.FELL_BACK)))
 
     def _take_up(self, call: Call, *, speaking_since: datetime | None = None) -> None:
@@ -1374,6 +1425,11 @@ class ContactCentre:
         # Nobody is offered anything before all is known: the caller might be dead.
         self._telephony_up = False
         for call in list(self._calls.values()):
+            if call.phase is Phase.ENDED and call.caller_leg.leg_id in seen:
+                caller = past.get(call.call_id)
+                if caller is not None and caller.answered_at is not None:
+                    # Left to the fallback, and now talking with whom that gave him.
+                    call = self._put(_reopened(call).with_step(self._now, StepKind.ADOPTED))
             if call.phase is not Phase.ENDED:
                 self._reconciling = call.call_id
                 self._reconcile(call, seen, event.ended, past.get(call.call_id))
@@ -1384,7 +1440,8 @@ class ContactCentre:
         for leg in sorted(event.legs, key=lambda leg: _arrival(leg, past) or self._now.utc):
             self._reconciling = call_id = call_id_of(leg.leg_id)
             known = self._calls.get(call_id)
-            if call_id in self._given_up or (known is not None and known.leg(leg.leg_id) is not None):
+            living = known is not None and known.phase is not Phase.ENDED
+            if call_id in self._given_up or (known and living and known.leg(leg.leg_id) is not None):
                 continue
             if leg.leg_id == LegId(call_id):
                 self._adopt(leg, StepKind.ADOPTED, arrived_at=_arrival(leg, past))
@@ -1392,6 +1449,8 @@ class ContactCentre:
                 self._out.append(HangUp(leg.leg_id))
         self._reconciling = None
         self._release_stale_agents()
+        for call_id in list(self._calls):
+            self._forget_if_done(call_id)
         self._telephony_up = True
         self._pair_up()
 
@@ -1497,6 +1556,7 @@ class ContactCentre:
         )
         if not any(step.kind is StepKind.FELL_BACK for step in call.steps):
             call = call.with_step(self._now, StepKind.FELL_BACK)
+        self._moments_of(call).answered[leg.leg_id] = self._now.seconds
         call = self._put(self._together(call, call.caller_leg, leg))
         agent = self._agents.get(user_id) if user_id else None
         if agent is not None and agent.state not in _IN_CALL:
@@ -1512,9 +1572,13 @@ class ContactCentre:
         return call
 
     def _adopt(self, leg: LegSeen, how: StepKind, *, arrived_at: datetime | None = None) -> None:
-        """A caller who came while no engine was there."""
+        """A caller who came while no engine was there, or whom an earlier engine had left to the fallback."""
         flow = self._by_number.get(leg.dialled)
-        call = self._new_call(CallId(leg.leg_id), leg.caller, leg.dialled, flow, arrived_at=arrived_at)
+        known = self._calls.get(CallId(leg.leg_id))
+        if known is None:
+            call = self._new_call(CallId(leg.leg_id), leg.caller, leg.dialled, flow, arrived_at=arrived_at)
+        else:
+            call = _reopened(known)
         call = self._put(call.with_step(self._now, how, detail=leg.dialled))
         if flow is None:
             self._say_then_hang_up(call, "system_trouble")
@@ -1983,6 +2047,29 @@ class ContactCentre:
         )
         if agent.state is AgentState.WRAP_UP and not request.more_time:
             self._back(agent)
+
+
+def _call_of(message: Event | Request | Effect) -> CallId | None:
+    """The call a message is about, if it is about one."""
+    if isinstance(message, TakeMessage | Record | SaveCall):
+        return message.call.call_id
+    subject = getattr(message, "leg_id", None) or getattr(message, "call_id", None)
+    return call_id_of(LegId(subject)) if subject else None
+
+
+def _reopened(call: Call) -> Call:
+    """The same record once more, for a caller who is still there: what has happened to him stays in it."""
+    caller = replace(call.caller_leg, state=LegState.UP, place=Place.ALONE, ended_at=None)
+    return replace(
+        call,
+        phase=Phase.IN_FLOW,
+        legs=call.legs_with(caller),
+        cursor=None,
+        queued_at=None,
+        head_start_seconds=0.0,
+        ended_at=None,
+        end_reason=None,
+    )
 
 
 def _greeted(call: Call) -> bool:

@@ -141,4 +141,5 @@ agents_now = Table(
     Column("after_call", String(20), nullable=False),
     Column("after_reason", Words(_ID), nullable=False),
     Column("phone_reachable", Boolean, nullable=False),
+    Column("wrap_up_until", UtcDateTime),
 )

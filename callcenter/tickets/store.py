@@ -3,14 +3,14 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from callcenter.database import Database, clean_text
@@ -79,12 +79,17 @@ class AgentRecord:
     after_call: AgentState = AgentState.READY
     after_reason: str = ""
     phone_reachable: bool = False
+    wrap_up_until: datetime | None = None
 
     @classmethod
     def of(cls, agent: Agent) -> "AgentRecord | None":
         """The record of an agent; None for one to whom nothing has happened yet."""
         if agent.since is None:
             return None
+        wrap_up_until = None
+        if agent.wrap_up_until is not None:
+            # The process' own seconds mean nothing to the next one.
+            wrap_up_until = agent.since + timedelta(seconds=agent.wrap_up_until - agent.since_seconds)
         return cls(
             agent.user_id,
             agent.version,
@@ -95,6 +100,7 @@ class AgentRecord:
             agent.after_call,
             agent.after_reason,
             agent.phone_reachable,
+            wrap_up_until,
         )
 
 
@@ -354,6 +360,7 @@ class TicketStore:
                     "after_call": agent.after_call.value,
                     "after_reason": agent.after_reason,
                     "phone_reachable": agent.phone_reachable,
+                    "wrap_up_until": agent.wrap_up_until,
                 }
                 for _, agent in sorted(newest.items())
             ],
@@ -460,10 +467,22 @@ class TicketStore:
         async with self._database.read() as connection:
             return [_call_from(row.state, row.number) for row in await connection.execute(query)]
 
-    async def open_calls(self) -> list[Call]:
-        """The calls that had not ended when they were last written, for a new engine to adopt; the oldest first."""
-        # Named one by one: for "not ended" no index helps, and every start would read every call there ever was.
-        query = _CALLS.where(schema.calls.c.phase.in_(_LIVING)).order_by(schema.calls.c.arrived_at)
+    async def open_calls(self, *, given_up_since: datetime | None = None) -> list[Call]:
+        """The calls a new engine has to do with, the oldest first.
+
+        Those that had not ended when they were last written, ended ones whose agent is wrapping up, and those that
+        arrived since `given_up_since` and were left to the fallback: their callers may still be on the line.
+        """
+        calls, now = schema.calls.c, schema.agents_now.c
+        # One look-up in an index for each, which no million of old calls makes slower.
+        wanted = [
+            select(calls.call_id).where(calls.phase != Phase.ENDED.value),
+            select(now.call_id).where(now.state == AgentState.WRAP_UP.value, now.call_id.is_not(None)),
+        ]
+        if given_up_since is not None:
+            given_up = calls.end_reason == EndReason.FAULT.value
+            wanted.append(select(calls.call_id).where(calls.arrived_at >= given_up_since, given_up))
+        query = _CALLS.where(calls.call_id.in_(union(*wanted))).order_by(calls.arrived_at, calls.call_id)
         async with self._database.read() as connection:
             return [_call_from(row.state, row.number) for row in await connection.execute(query)]
 
@@ -494,6 +513,7 @@ class TicketStore:
                     AgentState(row.after_call),
                     row.after_reason,
                     row.phone_reachable,
+                    row.wrap_up_until,
                 )
                 for row in rows
             }

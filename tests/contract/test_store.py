@@ -25,7 +25,7 @@ from callcenter.database import (
     newest_schema_version,
     schema_version,
 )
-from callcenter.domain.agents import Agent, AgentState, Profile
+from callcenter.domain.agents import Agent, AgentState, Profile, UserRole
 from callcenter.domain.calls import (
     Call,
     CallId,
@@ -127,12 +127,15 @@ async def rows_of(database: Database, table: str) -> int:
 # --- schema -------------------------------------------------------------------------------------------------
 
 
+MIGRATED = [f"Database migrated to version {version}." for version in ("0001", "0002")]
+
+
 async def test_an_empty_database_is_migrated_and_agrees_with_the_models(empty_database_url: str) -> None:
     assert await schema_version(empty_database_url) is None
     told: list[str] = []
     await migrate(empty_database_url, progress=told.append)
-    assert told == ["Database migrated to version 0001."]
-    assert await schema_version(empty_database_url) == newest_schema_version() == "0001"
+    assert told == MIGRATED
+    assert await schema_version(empty_database_url) == newest_schema_version() == "0002"
 
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -168,7 +171,7 @@ async def test_migrating_again_does_nothing(database_url: str) -> None:
 async def test_two_programs_migrating_at_once_both_succeed(empty_database_url: str) -> None:
     told: list[str] = []
     await asyncio.gather(*(migrate(empty_database_url, progress=told.append) for _ in range(2)))
-    assert told == ["Database migrated to version 0001."]
+    assert told == MIGRATED
 
 
 async def test_a_database_of_a_newer_program_is_left_alone(database_url: str) -> None:
@@ -293,6 +296,38 @@ async def test_open_calls_are_those_to_adopt(store: TicketStore) -> None:
     living, over = answered(a_call(2)), ended(a_call(1))
     await store.apply(Batch(calls=(living, over)))
     assert await store.open_calls() == [replace(living, ticket_number="20261120-000001")]
+
+
+async def test_a_wrap_up_and_its_ended_call_are_there_for_the_next_engine(store: TicketStore) -> None:
+    """Given an agent wrapping up when the engine dies, then the next one learns how long he has and of which call."""
+    over = ended(answered(a_call(1)))
+    profile = Profile(AGENT1, "agent1", frozenset({UserRole.AGENT}), "1001")
+    agent = Agent(
+        profile,
+        AgentState.WRAP_UP,
+        since=NOON,
+        since_seconds=500.0,
+        call_id=over.call_id,
+        wrap_up_until=530.0,
+        version=3,
+    )
+    record = AgentRecord.of(agent)
+    assert record is not None
+    await store.apply(Batch(calls=(over, ended(a_call(2))), agents=(record,)))
+    assert [call.call_id for call in await store.open_calls()] == [over.call_id]
+    assert await store.agent_states() == {AGENT1: record}
+    assert record.wrap_up_until == NOON + timedelta(seconds=30)
+    rested = replace(record, state=AgentState.READY, since=NOON + timedelta(seconds=30), wrap_up_until=None)
+    await store.apply(Batch(agents=(rested,)))
+    assert await store.open_calls() == []
+
+
+async def test_callers_left_to_the_fallback_may_still_be_there(store: TicketStore) -> None:
+    left = [ended(a_call(1), reason=EndReason.FAULT)]
+    await store.apply(Batch(calls=(*left, ended(a_call(3)))))
+    assert await store.open_calls() == []
+    assert await store.open_calls(given_up_since=NOON) == left
+    assert await store.open_calls(given_up_since=NOON + timedelta(seconds=1)) == []
 
 
 async def test_calls_are_found_by_what_is_asked(store: TicketStore) -> None:

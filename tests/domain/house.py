@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from callcenter.domain import ivr
-from callcenter.domain.agents import Agent, Profile, Queue, UserRole
-from callcenter.domain.calls import Call, CallId, LegId, Now, Outcome, QueueId, UserId
+from callcenter.domain.agents import Agent, AgentState, Profile, Queue, UserRole
+from callcenter.domain.calls import Call, CallId, EndReason, LegId, Now, Outcome, QueueId, UserId
 from callcenter.domain.centre import ContactCentre, Policy
 from callcenter.domain.messages import (
     CallArrived,
@@ -179,6 +179,9 @@ class House:
     def asks(self, request: Request) -> list[Effect]:
         return self._kept(self.centre.ask(request, self.now))
 
+    def gives_up(self, failed: Event) -> list[Effect]:
+        return self._kept(self.centre.give_up(failed, self.now))
+
     def later(self, seconds: float) -> list[Effect]:
         """Let time pass, each deadline served at its time."""
         until = self.now.seconds + seconds
@@ -212,8 +215,13 @@ class House:
         self.centre = ContactCentre(self.policy)
         self.handle(directory(self._profiles))
         self.handle(FlowsChanged(FLOWS))
-        living = [call for call in self.saved_calls.values() if call.ended_at is None]
-        self.centre.restore(living, self.saved_agents.values(), self.now)
+        wrapping_up = {a.call_id for a in self.saved_agents.values() if a.state is AgentState.WRAP_UP}
+        calls = [
+            call
+            for call in self.saved_calls.values()
+            if call.ended_at is None or call.call_id in wrapping_up or call.end_reason is EndReason.FAULT
+        ]
+        self.centre.restore(calls, self.saved_agents.values(), self.now)
         return self.resyncs(legs, phones=phones, ended=ended, unattended=unattended)
 
     def resyncs(

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from callcenter.domain.agents import AgentState
-from callcenter.domain.calls import EndReason, LegId, Outcome, Phase, Place, Role, StepKind
+from callcenter.domain.calls import EndReason, LegId, Now, Outcome, Phase, Place, Role, StepKind
 from callcenter.domain.messages import (
     Alarm,
     Arrange,
@@ -1062,3 +1062,93 @@ def test_draining_serves_who_is_there_and_refuses_who_comes(house: House) -> Non
     house.ends(late)
     assert house.call(late).end_reason is EndReason.SHUT_DOWN
     assert rung(house.asks(SetReady(ZHANG.user_id))) == [(leg_id(waiting, 2), "1001")]
+
+
+# --- restarts and clocks ------------------------------------------------------------------------------------
+
+
+def test_a_wrap_up_goes_on_over_a_restart_and_takes_its_disposition(house: House) -> None:
+    """Given 10 s of 30 s of wrap-up gone, when the engine is started anew, then 20 s are left, and the call is known."""
+    call_id, agent = house.talking()
+    house.ends(agent)
+    house.ends(call_id)
+    house.later(10)
+    house.restarts([])
+    assert house.agent(ZHANG).state is AgentState.WRAP_UP
+    version = house.call(call_id).version
+    house.asks(WrapUp(ZHANG.user_id, call_id, "enquiry", more_time=True))
+    assert (house.call(call_id).disposition, house.call(call_id).version) == ("enquiry", version + 1)
+    house.later(19.9)
+    assert house.agent(ZHANG).state is AgentState.WRAP_UP
+    house.later(0.2)
+    assert house.agent(ZHANG).state is AgentState.READY
+    assert not house.centre.calls
+
+
+def test_an_ended_call_nobody_wraps_up_any_more_is_not_kept_by_a_new_engine(house: House) -> None:
+    call_id, agent = house.talking()
+    house.ends(agent)
+    house.ends(call_id)
+    house.later(300)
+    house.restarts([])
+    assert not house.centre.calls
+
+
+def test_who_was_left_to_the_fallback_goes_on_in_the_same_record(house: House) -> None:
+    """Given a call given up after it was answered, when a new engine finds its caller, then nothing of it is lost."""
+    call_id, _ = house.talking()
+    house.gives_up(DigitPressed(LegId(call_id), "1"))
+    before = house.call(call_id)
+    assert before.end_reason is EndReason.FAULT
+    house.later(100)
+    effects = house.restarts([LegSeen(LegId(call_id), up=True, dialled="96500")])
+    # A leg of its own number: the recording of the first conversation stays what it is.
+    assert rung(effects) == [(leg_id(call_id, 3), "1001")]
+    after = house.call(call_id)
+    assert after.version > before.version
+    assert after.steps[: len(before.steps)] == before.steps
+    assert after.steps[len(before.steps)].kind is StepKind.ADOPTED
+    assert (after.answered_at, after.ended_at) == (before.answered_at, None)
+    house.answers(leg_id(call_id, 3))
+    house.ends(leg_id(call_id, 3))
+    house.ends(call_id)
+    assert house.call(call_id).end_reason is EndReason.COMPLETED
+    assert [leg.outcome for leg in house.call(call_id).legs] == [None, Outcome.JOINED, Outcome.JOINED]
+
+
+def test_nothing_rings_between_a_cut_and_the_list_of_what_lives(house: House) -> None:
+    """Given a cut line, when a caller asks for the police, then the number is rung once the line is back."""
+    call_id = house.arrives("12346")
+    house.handle(TelephonyLost("reset"))
+    assert rung(house.handle(DigitPressed(LegId(call_id), "4"))) == []
+    effects = house.resyncs([LegSeen(LegId(call_id), up=True)])
+    assert rung(effects) == [(leg_id(call_id, 2), NUMBER)]
+
+
+@pytest.mark.parametrize("hours", [1, 24])
+def test_a_step_of_the_clock_moves_nobody_in_the_queue(house: House, hours: int) -> None:
+    """Given two waiting, the clock put forward and an agent who misses the second, then the first is still first."""
+    first = house.arrives()
+    house.later(10)
+    second = house.arrives("7220000")  # 60 s ahead by its class, and so the first to be offered
+    house.ready(ZHANG)
+    house.now = Now(house.now.seconds, house.now.utc + timedelta(hours=hours))
+    house.later(5)
+    third = house.arrives()
+    [status] = [s for s in house.centre.queue_status(house.now) if s.queue_id == HOTLINE]
+    assert status.longest_wait_seconds < 60
+    house.ends(leg_id(second, 2), Outcome.NO_ANSWER)
+    assert house.waiting() == 3
+    for call_id in (second, first, third):
+        house.ready(ZHANG)
+        assert house.agent(ZHANG).call_id == call_id
+        house.ends(house.agent(ZHANG).leg_id or "", Outcome.NO_ANSWER)
+        house.ends(call_id)
+
+
+def test_a_step_of_the_clock_ends_no_wrap_up(house: House) -> None:
+    _, agent = house.talking()
+    house.ends(agent)
+    house.now = Now(house.now.seconds, house.now.utc + timedelta(hours=1))
+    house.later(29.9)
+    assert house.agent(ZHANG).state is AgentState.WRAP_UP

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from callcenter.domain.agents import AgentState
+from callcenter.domain.agents import Agent, AgentState
 from callcenter.domain.calls import (
     Call,
     CallId,
+    EndReason,
     LegId,
     LegState,
     Now,
@@ -32,6 +33,7 @@ from callcenter.domain.calls import (
     Phase,
     Place,
     Role,
+    StepKind,
     call_id_of,
 )
 from callcenter.domain.centre import ContactCentre
@@ -83,6 +85,7 @@ from callcenter.domain.messages import (
     Wait,
     WrapUp,
 )
+from callcenter.engine import SteadyClock
 from tests.domain.house import (
     EVERYBODY,
     FLOWS,
@@ -120,7 +123,7 @@ class Channel:
     leg_id: LegId
     up: bool
     hears: str
-    """prompt, message, music, quiet, bridge, room, hold, let_go, ringing, answered"""
+    """prompt, message, music, quiet, bridge, room, hold, let_go, ringing, answered, fallback"""
     silent_since: float | None = None
     peer: LegId | None = None
     moves: int = 0
@@ -138,26 +141,33 @@ class City:
     channels: dict[LegId, Channel] = field(default_factory=dict)
     agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     records: dict[CallId, Call] = field(default_factory=dict)
-    agent_records: dict[str, object] = field(default_factory=dict)
+    agent_records: dict[str, Agent] = field(default_factory=dict)
     reachable: set[str] = field(default_factory=lambda: {p.phone or "" for p in PEOPLE})
     connected: bool = True
+    list_awaited: bool = False
+    """A new engine has its records, but no list yet of what lives."""
     numbers: int = 0
     planned: int = 0
     events: int = 0
     last_order: float = 0.0
     log: list[str] = field(default_factory=list)
     dead_since: dict[LegId, float] = field(default_factory=dict)
+    over: dict[CallId, Call] = field(default_factory=dict)
+    """The records of ended calls that a new engine is told of."""
+    wall_ahead: float = 0.0
+    """What has been done to the wall clock."""
     lonely_since: dict[CallId, float] = field(default_factory=dict)
     alarms: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.clock = SteadyClock(self.clocks)
         self.tell_all()
         self.tell(TelephonyResynced((), frozenset(self.reachable)))
 
     # --- the clock
 
-    def clock(self) -> Now:
-        return Now(5000.0 + self.now, MONDAY + timedelta(seconds=self.now))
+    def clocks(self) -> Now:
+        return Now(5000.0 + self.now, MONDAY + timedelta(seconds=self.now + self.wall_ahead))
 
     def plan(self, delay: float, what: Callable[[], None]) -> None:
         self.planned += 1
@@ -229,8 +239,9 @@ class City:
             self.note(effect)
             match effect:
                 case SaveCall(call):
-                    known = self.records.get(call.call_id)
-                    assert known is None or call.version > known.version, "versions grow"
+                    known = self.records.get(call.call_id) or self.over.get(call.call_id)
+                    if known is not None:
+                        check_change(known, call)
                     if call.answered_at is not None and (known is None or known.answered_at is None):
                         self.plan(
                             self.latency(), partial(self.tell, TicketOpened(call.call_id, "20261012-000001"))
@@ -238,7 +249,7 @@ class City:
                     self.records[call.call_id] = call
                     if call.phase is Phase.ENDED:
                         check_record(call)
-                        del self.records[call.call_id]
+                        self.over[call.call_id] = self.records.pop(call.call_id)
                 case SaveAgent(agent):
                     self.agent_records[agent.user_id] = agent
                 case Alarm(key):
@@ -436,7 +447,7 @@ class City:
     def now_and_then(self, pick: int) -> None:
         """What happens less often."""
         person, rest = PEOPLE[pick % len(PEOPLE)], pick // len(PEOPLE)
-        match rest % 12:
+        match rest % 13:
             case 0 | 1 | 2 | 3:
                 self.reachable ^= {person.phone or ""}
                 self.say(PhoneSeen(person.phone or "", person.phone in self.reachable))
@@ -453,8 +464,10 @@ class City:
                 self.reorganise(pick)
             case 10:
                 self.cut(pick)
+            case 11:
+                self.wall_ahead += (3600.0, -3600.0, 7.0, -7.0)[pick % 4]
             case _:
-                self.restart()
+                self.restart(pick)
 
     def steer(self, pick: int) -> None:
         """Somebody asks something of a call: mostly of his own."""
@@ -510,22 +523,40 @@ class City:
             self.connected = False
             self.plan(0.1 + pick % 70 / 10, self.resync)
 
-    def restart(self) -> None:
-        """The engine dies; a new one takes up what was saved."""
-        self.connected = False
+    def restart(self, pick: int) -> None:
+        """The engine dies; a new one takes up what was saved, and some time later learns what is left of it."""
+        self.connected, self.list_awaited = False, True
         self.centre = ContactCentre()
+        wrapping_up = {a.call_id for a in self.agent_records.values() if a.state is AgentState.WRAP_UP}
+        self.over = {
+            call_id: call
+            for call_id, call in self.over.items()
+            if call_id in wrapping_up or call.end_reason is EndReason.FELL_BACK
+        }
+        calls, agents = [*self.records.values(), *self.over.values()], list(self.agent_records.values())
+        self.clock = SteadyClock(self.clocks)
+        for at in [c.steps[-1].at for c in calls] + [a.since for a in agents if a.since is not None]:
+            self.clock.not_before(at)
         self.carry_out([])
         self.centre.handle(directory(), self.clock())
         self.centre.handle(FlowsChanged(FLOWS), self.clock())
-        saved = list(self.agent_records.values())
-        self.centre.restore(list(self.records.values()), saved, self.clock())  # type: ignore[arg-type]
-        self.resync()
+        self.centre.restore(calls, agents, self.clock())
+        for channel in self.channels.values():
+            # While nobody was there, the dialplan's fallback queue has given some of the waiting to somebody.
+            if channel.hears == "music" and self.rng.random() < 0.2:
+                channel.moves += 1
+                channel.hears = "fallback"
+                self.plan(self.rng.uniform(1, 60), partial(self.end, channel.leg_id))
+        self.plan(pick % 70 / 10, self.resync)
 
     def resync(self) -> None:
-        self.connected = True
+        self.connected, self.list_awaited = True, False
         for channel in self.channels.values():
             channel.silent_since = None
-        legs = tuple(LegSeen(c.leg_id, c.up, "13800138000", "12345") for c in self.channels.values())
+        legs = tuple(
+            LegSeen(c.leg_id, c.up, "13800138000", "12345", served_by_fallback=c.hears == "fallback")
+            for c in self.channels.values()
+        )
         self.tell(TelephonyResynced(legs, frozenset(self.reachable)))
 
     # --- what must hold
@@ -545,9 +576,9 @@ class City:
         claimed: dict[str, LegId] = {}
         for call in centre.calls.values():
             if call.phase is Phase.ENDED:
-                assert any(a.call_id == call.call_id for a in centre.agents.values()), (
-                    f"kept for nobody: {call}"
-                )
+                wrapped_up = any(a.call_id == call.call_id for a in centre.agents.values())
+                left = self.list_awaited and call.end_reason is EndReason.FELL_BACK
+                assert wrapped_up or left, f"kept for nobody: {call}"
                 continue
             assert call.legs[0].role is Role.CALLER
             if call.phase is Phase.WAITING and not call.ringing and call.caller_leg.alive:
@@ -583,8 +614,8 @@ class City:
                 assert agent.call_id is None
                 assert agent.leg_id is None
             if agent.state is AgentState.READY:
-                assert agent.phone_reachable
-        assert in_line == waiting, f"{waiting} wait, {in_line} in line"
+                assert agent.phone_reachable or self.list_awaited
+        assert in_line == waiting or self.list_awaited, f"{waiting} wait, {in_line} in line"
         if centre.telephony_up:
             for status in centre.queue_status(self.clock()):
                 assert not (status.waiting and status.ready), f"{status}: one waits, one is free"
@@ -655,6 +686,7 @@ class City:
         assert self.centre.next_deadline() is None
         assert b"ast1-" not in pickle.dumps(self.centre), "a call is remembered"
         self.dead_since.clear()
+        self.over.clear()
 
 
 def late_event(rng: random.Random, numbers: int) -> Event:
@@ -687,8 +719,28 @@ def check_record(call: Call) -> None:
         else:
             assert leg.outcome is not None, f"{leg}: no outcome"
             assert (leg.outcome is Outcome.JOINED) == (leg.answered_at is not None), f"{leg}"
-    times = [step.at for step in call.steps]
-    assert times == sorted(times)
+        times = [leg.asked_at, leg.answered_at, leg.joined_at, leg.ended_at]
+        told = [at for at in times if at is not None]
+        assert told == sorted(told), f"{leg}: times out of order"
+    times = [call.arrived_at, *(step.at for step in call.steps)]
+    assert times == sorted(times), f"{call}: times out of order"
+    # Only the disposition comes later.
+    assert call.ended_at == [step.at for step in call.steps if step.kind is StepKind.ENDED][-1]
+    for at in (call.queued_at, call.answered_at):
+        assert at is None or call.arrived_at <= at <= call.ended_at
+    assert (call.answered_at is None) <= (call.end_reason is not EndReason.COMPLETED), "completed: with whom?"
+
+
+def check_change(known: Call, call: Call) -> None:
+    """A record grows and forgets nothing: what the store has written of it stays true."""
+    assert call.version > known.version, "versions grow"
+    assert call.arrived_at == known.arrived_at
+    assert call.steps[: len(known.steps)] == known.steps, "a step is taken back"
+    assert [leg.leg_id for leg in call.legs[: len(known.legs)]] == [leg.leg_id for leg in known.legs]
+    if known.answered_at is not None:
+        assert (call.answered_at, call.answered_by) == (known.answered_at, known.answered_by), (
+            "a second ticket?"
+        )
 
 
 class Scripts(RuleBasedStateMachine):
