@@ -268,7 +268,9 @@ class City:
     def order(self, effect: Effect) -> None:
         """Actions arrive a little later, in their order."""
         self.last_order = max(self.last_order, self.now + self.latency() / 10)
-        self.plan(self.last_order - self.now, lambda: self.obey(effect) if self.connected else None)
+        engine = self.centre
+        heard = lambda: self.connected and self.centre is engine  # noqa: E731  # what a dead engine said is lost with its line
+        self.plan(self.last_order - self.now, lambda: self.obey(effect) if heard() else None)
 
     def put(self, leg_id: LegId, hears: str, peer: LegId | None = None) -> Channel:
         channel = self.channels[leg_id]
@@ -541,13 +543,14 @@ class City:
         self.centre.handle(directory(), self.clock())
         self.centre.handle(FlowsChanged(FLOWS), self.clock())
         self.centre.restore(calls, agents, self.clock())
+        away_seconds = pick % 70 / 10
         for channel in self.channels.values():
             # While nobody was there, the dialplan's fallback queue has given some of the waiting to somebody.
-            if channel.hears == "music" and self.rng.random() < 0.2:
+            if away_seconds > 1 and channel.hears == "music" and self.rng.random() < 0.2:
                 channel.moves += 1
                 channel.hears = "fallback"
                 self.plan(self.rng.uniform(1, 60), partial(self.end, channel.leg_id))
-        self.plan(pick % 70 / 10, self.resync)
+        self.plan(away_seconds, self.resync)
 
     def resync(self) -> None:
         self.connected, self.list_awaited = True, False
