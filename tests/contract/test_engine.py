@@ -89,8 +89,8 @@ def test_a_call_that_cannot_be_taken_over_keeps_no_other_from_it(monkeypatch: py
     third = CallId("ast1-1763763843.3")
     adopt = ContactCentre._adopt
 
-    def fault(centre: ContactCentre, leg: LegSeen, how: StepKind) -> None:
-        adopt(centre, leg, how)
+    def fault(centre: ContactCentre, leg: LegSeen, how: StepKind, **options: Any) -> None:
+        adopt(centre, leg, how, **options)
         if leg.leg_id == SECOND:
             raise RuntimeError("a bug")
 

@@ -123,7 +123,7 @@ class Channel:
     leg_id: LegId
     up: bool
     hears: str
-    """prompt, message, music, quiet, bridge, room, hold, let_go, ringing, answered, fallback"""
+    """prompt, message, music, quiet, bridge, room, hold, let_go, ringing, answered"""
     silent_since: float | None = None
     peer: LegId | None = None
     moves: int = 0
@@ -533,7 +533,7 @@ class City:
         self.over = {
             call_id: call
             for call_id, call in self.over.items()
-            if call_id in wrapping_up or call.end_reason is EndReason.FELL_BACK
+            if call_id in wrapping_up or call.end_reason is EndReason.FAULT
         }
         calls, agents = [*self.records.values(), *self.over.values()], list(self.agent_records.values())
         self.clock = SteadyClock(self.clocks)
@@ -543,23 +543,13 @@ class City:
         self.centre.handle(directory(), self.clock())
         self.centre.handle(FlowsChanged(FLOWS), self.clock())
         self.centre.restore(calls, agents, self.clock())
-        away_seconds = pick % 70 / 10
-        for channel in self.channels.values():
-            # While nobody was there, the dialplan's fallback queue has given some of the waiting to somebody.
-            if away_seconds > 1 and channel.hears == "music" and self.rng.random() < 0.2:
-                channel.moves += 1
-                channel.hears = "fallback"
-                self.plan(self.rng.uniform(1, 60), partial(self.end, channel.leg_id))
-        self.plan(away_seconds, self.resync)
+        self.plan(pick % 70 / 10, self.resync)
 
     def resync(self) -> None:
         self.connected, self.list_awaited = True, False
         for channel in self.channels.values():
             channel.silent_since = None
-        legs = tuple(
-            LegSeen(c.leg_id, c.up, "13800138000", "12345", served_by_fallback=c.hears == "fallback")
-            for c in self.channels.values()
-        )
+        legs = tuple(LegSeen(c.leg_id, c.up, "13800138000", "12345") for c in self.channels.values())
         self.tell(TelephonyResynced(legs, frozenset(self.reachable)))
 
     # --- what must hold
@@ -580,8 +570,7 @@ class City:
         for call in centre.calls.values():
             if call.phase is Phase.ENDED:
                 wrapped_up = any(a.call_id == call.call_id for a in centre.agents.values())
-                left = self.list_awaited and call.end_reason is EndReason.FELL_BACK
-                assert wrapped_up or left, f"kept for nobody: {call}"
+                assert wrapped_up, f"kept for nobody: {call}"
                 continue
             assert call.legs[0].role is Role.CALLER
             if call.phase is Phase.WAITING and not call.ringing and call.caller_leg.alive:
