@@ -29,7 +29,7 @@ setup: environment console
 
 .PHONY: test
 test: environment-dev console
-	@tools/system-packages.sh postgresql espeak-ng baresip-core curl libfaketime
+	@tools/system-packages.sh postgresql espeak-ng baresip-core chromium curl libfaketime
 	@$(BIN)/callcenter setup --asterisk-only
 	@tools/console.sh test
 	@$(BIN)/pytest $(PYTEST_OPTIONS)

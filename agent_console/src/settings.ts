@@ -12,6 +12,8 @@ export interface Settings {
   sounds: { ring: boolean; message: boolean; alarm: boolean }
   ringVolume: number
   microphone: string
+  /** Echo cancelling, noise suppression and gain control by the browser; a good headset may do without. */
+  processing: boolean
   speaker: string
   /** Where it rings: may be the loudspeaker while talk goes to the headset. */
   ringer: string
@@ -28,6 +30,7 @@ function defaults(): Settings {
     sounds: { ring: true, message: true, alarm: true },
     ringVolume: 0.6,
     microphone: '',
+    processing: true,
     speaker: '',
     ringer: '',
     notifications: true,

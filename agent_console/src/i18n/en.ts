@@ -304,6 +304,7 @@ export default {
     browser: 'This browser (softphone)',
     desk: 'SIP telephone',
     microphone: 'Microphone',
+    processing: 'Echo cancelling and noise suppression',
     speaker: 'Talk is heard on',
     ringer: 'Rings on',
     default_device: 'System default',

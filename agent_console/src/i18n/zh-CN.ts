@@ -295,6 +295,7 @@ export default {
     browser: '本浏览器（软电话）',
     desk: 'SIP 话机',
     microphone: '麦克风',
+    processing: '回声消除与降噪',
     speaker: '通话声音',
     ringer: '振铃声音',
     default_device: '系统默认',

@@ -11,7 +11,8 @@ export class NoMicrophone extends Error {
 
 export function constraints(): MediaTrackConstraints {
   const device = settings.microphone ? { deviceId: { ideal: settings.microphone } } : {}
-  return { ...device, echoCancellation: true, noiseSuppression: true, autoGainControl: true }
+  const on = settings.processing
+  return { ...device, echoCancellation: on, noiseSuppression: on, autoGainControl: on }
 }
 
 export async function openMicrophone(): Promise<MediaStream> {

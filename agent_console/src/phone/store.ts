@@ -380,7 +380,7 @@ export const usePhone = defineStore('phone', () => {
     }
   }
   watch(
-    () => settings.microphone,
+    () => [settings.microphone, settings.processing],
     () => void replaceMicrophone(),
   )
 
