@@ -55,6 +55,7 @@ from callcenter.gate import Gate
 from callcenter.logs import masked
 from callcenter.quality.recordings import Finished, Recordings
 from callcenter.settings import Profile, Settings, ShutdownMode
+from callcenter.tickets.forms import FormStore
 from callcenter.tickets.journal import Journal
 from callcenter.tickets.store import AgentRecord, TicketStore
 
@@ -594,6 +595,7 @@ async def _web(app: App, listening: socket.socket) -> AsyncIterator[None]:
             health=app,
             audit=app.directory.audit,
             phones=app.telephony,
+            forms=FormStore(app.database),
             softphone_ports=(settings.asterisk.http_port, settings.asterisk.https_port),
             console=CONSOLE,
             gate=app.gate,

@@ -12,6 +12,7 @@ from callcenter.domain.calls import Call, CallId, Outcome, QueueId, UserId
 from callcenter.domain.guard import Attempt
 from callcenter.domain.messages import Alarm, Event, Request, SaveAgent, SaveCall
 from callcenter.domain.recordings import RecordingFile
+from callcenter.tickets.forms import Form, Kept
 from callcenter.tickets.store import Ticket, TicketStatus
 
 
@@ -152,6 +153,16 @@ class TicketReader(Protocol):
     ) -> list[Call]: ...
     async def recordings(self, call_id: CallId) -> list[RecordingFile]: ...
     async def invitation_outcomes(self, *, since: datetime, until: datetime) -> Mapping[Outcome, int]: ...
+
+
+class FormsPort(Protocol):
+    """Ticket forms; every method may raise DatabaseAway."""
+
+    async def read(self, number: str) -> Kept: ...
+    async def read_many(self, numbers: list[str]) -> Mapping[str, Kept]: ...
+    async def write(self, number: str, form: Form, *, onto: int, by: UserId, at: datetime) -> Kept:
+        """Changed when another version than ``onto`` is there."""
+        ...
 
 
 class RecordingsPort(Protocol):

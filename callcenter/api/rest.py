@@ -13,11 +13,12 @@ from typing import Annotated, Self, assert_never
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from callcenter.api.console import Console
 from callcenter.api.desk import Desk
 from callcenter.api.figures import Figures, Health
+from callcenter.api.forms import Forms
 from callcenter.api.home import home_page, home_style
 from callcenter.api.pages import Pages
 from callcenter.api.ports import Audit, GatePort, RecordingsPort, Standing, TicketReader
@@ -26,6 +27,7 @@ from callcenter.api.softphone import Softphone
 from callcenter.api.typed import (
     Contract,
     Problem,
+    Query,
     Route,
     contract_of,
     contracts_of,
@@ -83,10 +85,6 @@ class LoginBody(Message):
 
     user: Word
     password: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class Query(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
 
 
 class Window(Query):
@@ -497,7 +495,7 @@ def _call_contracts() -> list[Contract]:
 
 def contracts() -> list[Contract]:
     """Everything the API promises."""
-    return [*contracts_of(Rest), *contracts_of(Softphone), *_call_contracts()]
+    return [*contracts_of(Rest), *contracts_of(Softphone), *contracts_of(Forms), *_call_contracts()]
 
 
 def bearer(request: web.Request) -> str:

@@ -12,12 +12,14 @@ from aiohttp import hdrs, web
 from callcenter.api.console import Console, Limits
 from callcenter.api.desk import Desk
 from callcenter.api.figures import Figures, Health
+from callcenter.api.forms import Forms
 from callcenter.api.pages import Pages
 from callcenter.api.ports import (
     AccountsPort,
     Audit,
     DirectoryPort,
     EnginePort,
+    FormsPort,
     GatePort,
     HealthSource,
     PhonesPort,
@@ -71,9 +73,10 @@ def build_app(
     health: HealthSource,
     audit: Audit,
     phones: PhonesPort,
+    forms: FormsPort,
+    gate: GatePort,
     softphone_ports: tuple[int, int] = (8088, 8089),
     console: Path | None = None,
-    gate: GatePort,
     clock: Callable[[], Now] = wall_clock,
     limits: Limits | None = None,
     origins: Iterable[str] = (),
@@ -137,8 +140,12 @@ def build_app(
 
     app = web.Application(middlewares=[_one_shape], client_max_size=BODY_BYTES)
     softphone = Softphone(desk=desk, phones=phones, ports=softphone_ports)
+    ticket_forms = Forms(desk=desk, tickets=tickets, forms=forms)
     install(
-        app, [*rest.routes(), *routes_of(softphone)], who_asks=who_asks, deadline_seconds=deadline_seconds
+        app,
+        [*rest.routes(), *routes_of(softphone), *routes_of(ticket_forms)],
+        who_asks=who_asks,
+        deadline_seconds=deadline_seconds,
     )
     app.router.add_routes(pages.routes())
     app.router.add_get("/api/v1/console", screens.serve, allow_head=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from aiohttp import hdrs, web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from callcenter.api.rights import Login, Right
@@ -31,6 +31,12 @@ PATH_PATTERNS: Mapping[str, str] = {
     "name": r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}",
 }
 """What a part of a path may look like; anything else is an address that does not exist."""
+
+
+class Query(BaseModel):
+    """What may stand behind the question mark of an address."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=False)
 
 
 class Problem(Exception):  # noqa: N818 - an expected "no", answered to the client, is no error of the program

@@ -1,7 +1,7 @@
 """What screens and other tools are shown of calls, people, queues and tickets: pydantic models made from the domain."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -187,6 +187,73 @@ class SessionView(View):
     roles: list[UserRole]
     rights: list[Right]
     expires_at: datetime
+
+
+class FormView(View):
+    """The ticket form as it is kept; a caller's number is masked for whoever need not see it."""
+
+    number: str
+    version: int
+    """Send it with the next writing; 0: nothing has been written yet."""
+    spec_version: str
+    kind: str
+    title: str
+    content: str
+    category: str
+    region: str
+    address: str
+    occurred_on: date | None
+    contact_name: str
+    contact_phone: str
+    confidential: bool
+    reply: str
+    missing: list[str]
+    """What this kind of request needs and nobody has written yet."""
+    saved_at: datetime | None
+    saved_by: PersonView | None
+
+
+class FormKindView(View):
+    code: str
+    zh: str
+    en: str
+    required: list[str]
+
+
+class CategoryView(View):
+    code: str
+    zh: str
+    en: str
+    parts: "list[CategoryView]"
+
+
+class FormSpecView(View):
+    """The words a ticket form is made of, one version of them."""
+
+    version: str
+    kinds: list[FormKindView]
+    categories: list[CategoryView]
+
+
+class EarlierView(View):
+    """An earlier ticket of the same number."""
+
+    number: str
+    status: TicketStatus
+    line: str
+    opened_at: datetime
+    agent: PersonView | None
+    kind: str
+    title: str
+    category: str
+    disposition: str | None
+    note: str
+    rating: int | None
+
+
+class HistoryView(View):
+    tickets: list[EarlierView]
+    """The latest first; at most ten."""
 
 
 class SoftphoneView(View):

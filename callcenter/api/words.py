@@ -24,6 +24,7 @@ class Fault(StrEnum):
     NO_SUCH_TICKET = "no_such_ticket"
     NO_SUCH_RECORDING = "no_such_recording"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    FORM_CHANGED = "form_changed"
     REFUSED_BY_SERVER = "refused_by_server"
     ENGINE_BUSY = "engine_busy"
     STORE_AWAY = "store_away"
@@ -180,6 +181,10 @@ SENTENCES: dict[Reason | Fault, Sentence] = {
     Fault.METHOD_NOT_ALLOWED: Sentence(
         "这个地址不支持这种操作；接口列表见 /api/v1/openapi.json。",
         "This address does not take this method; /api/v1/openapi.json lists what there is.",
+    ),
+    Fault.FORM_CHANGED: Sentence(
+        "这份登记表刚在别处改过；已有的内容没有丢失，请核对两边后再保存。",
+        "The form was changed elsewhere just now; nothing is lost, compare both and save again.",
     ),
     Fault.REFUSED_BY_SERVER: Sentence(
         "服务器不能接受这个请求；请按详情修改。",

@@ -97,6 +97,28 @@ tickets = Table(
     Index(None, "status", "opened_at"),
 )
 
+ticket_forms = Table(
+    "ticket_forms",
+    metadata,
+    Column("number", String(20), ForeignKey("tickets.number"), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("spec_version", String(20), nullable=False),
+    Column("saved_at", UtcDateTime, nullable=False),
+    Column("saved_by", Words(_ID), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("title", Words(200), nullable=False),
+    Column("content", Words, nullable=False),
+    Column("category", String(20), nullable=False),
+    Column("region", Words(200), nullable=False),
+    Column("address", Words(300), nullable=False),
+    Column("occurred_on", Date),
+    Column("contact_name", Words(80), nullable=False),
+    Column("contact_phone", Words(40), nullable=False),
+    Column("confidential", Boolean, nullable=False),
+    Column("reply", Words, nullable=False),
+    Index(None, "category", "saved_at"),
+)
+
 ticket_numbers = Table(
     "ticket_numbers",
     metadata,

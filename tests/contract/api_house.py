@@ -49,6 +49,7 @@ from callcenter.engine import Engine, clock
 from callcenter.gate import Gate
 from callcenter.logs import masked
 from callcenter.quality.recordings import Recordings
+from callcenter.tickets.forms import FormStore
 from callcenter.tickets.store import Batch, TicketStore
 
 CALLER = "13812345678"
@@ -445,6 +446,7 @@ async def house(folder: Path, *, real: bool = False, **options: Any) -> AsyncIte
             audit=trail.audit,
             phones=MemoryPhones(),
             gate=gate,
+            forms=FormStore(database),
             **{"limits": Limits(console_lost_seconds=0.2, session_check_seconds=0.2), **options},
         )
         running = tasks.create_task(engine.run(), name="engine")

@@ -35,6 +35,10 @@ GET    /api/v1/recordings/CALL/call.flac     200    404   404     200 200       
 GET    /api/v1/tickets                       200    200   403     200 200       200   403   200    401
 GET    /api/v1/tickets?caller=13812345678    200    200   403     200 403       200   403   403    401
 GET    /api/v1/tickets/TICKET                200    200   403     200 200       200   403   200    401
+GET    /api/v1/tickets/TICKET/form           200    200   403     200 200       200   403   200    401
+PUT    /api/v1/tickets/TICKET/form           200    403   403     403 403       403   403   403    401
+GET    /api/v1/calls/CALL/history            200    404   403     200 200       404   403   200    401
+GET    /api/v1/ticket-form                   200    200   403     200 200       200   403   200    401
 GET    /api/v1/agents                        200    200   200     200 200       403   403   200    401
 GET    /api/v1/queues                        200    200   200     200 200       403   403   200    401
 GET    /api/v1/directory                     200    200   200     200 200       200   200   200    401
@@ -50,6 +54,7 @@ GET    /home.css                             200    200   200     200 200       
 """
 BODIES = {
     "state": {"state": "not_ready", "reason": "lunch"},
+    "form": {"version": 0, "kind": "praise"},
     "mute": {"on": True},
     "invite": {"user": "ghost"},
     "drop": {"leg_id": "ast1-1.1-9"},
