@@ -135,7 +135,7 @@ async def test_an_empty_database_is_migrated_and_agrees_with_the_models(empty_da
     told: list[str] = []
     await migrate(empty_database_url, progress=told.append)
     assert told == MIGRATED
-    assert await schema_version(empty_database_url) == newest_schema_version() == "0002"
+    assert await schema_version(empty_database_url) == newest_schema_version() == "0003"
 
     def differences(connection: Connection) -> list[object]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
