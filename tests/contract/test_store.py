@@ -127,7 +127,7 @@ async def rows_of(database: Database, table: str) -> int:
 # --- schema -------------------------------------------------------------------------------------------------
 
 
-MIGRATED = [f"Database migrated to version {version}." for version in ("0001", "0002")]
+MIGRATED = [f"Database migrated to version {version}." for version in ("0001", "0002", "0003")]
 
 
 async def test_an_empty_database_is_migrated_and_agrees_with_the_models(empty_database_url: str) -> None:
