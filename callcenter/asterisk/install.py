@@ -35,6 +35,7 @@ MODULES = (
     *(
         "res_pjsip_sdp_rtp",
         "res_pjsip_caller_id",
+        "res_pjsip_header_funcs",
         "res_pjsip_nat",
         "res_pjsip_dtmf_info",
         "res_pjsip_rfc3326",
@@ -53,6 +54,7 @@ MODULES = (
     *(
         "func_callerid",
         "func_channel",
+        "func_cut",
         "func_global",
         "func_groupcount",
         "func_logic",

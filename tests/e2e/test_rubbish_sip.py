@@ -43,13 +43,16 @@ def running(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").exists()
 
 
-async def send(house: House, source: str, datagrams: Iterable[bytes]) -> None:
-    """From one socket, a breath between each, so that none is lost on the way in; whoever is answered hangs up."""
+async def send(house: House, source: str, datagrams: Iterable[bytes], *, after: int = 100) -> None:
+    """From one socket, a breath between each, so that none is lost on the way in; whoever is answered hangs up.
+
+    ``after``: so many breaths more, for those who are answered late.
+    """
     to = ("127.0.0.1", house.sip)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.bind((source, 0))
         out.setblocking(False)
-        for datagram in (*datagrams, *[b"\r\n\r\n"] * 100):
+        for datagram in (*datagrams, *[b"\r\n\r\n"] * after):
             with contextlib.suppress(BlockingIOError):
                 out.sendto(datagram[:65_000], to)
             await asyncio.sleep(0.01)
