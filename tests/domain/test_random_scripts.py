@@ -42,10 +42,12 @@ from callcenter.domain.messages import (
     Arrange,
     ArrangeFailed,
     CallArrived,
+    CallAstray,
     ConsoleLost,
     ConversationOver,
     DigitPressed,
     DirectoryChanged,
+    Draining,
     Drop,
     Effect,
     Event,
@@ -58,6 +60,7 @@ from callcenter.domain.messages import (
     Invite,
     Leave,
     LegAnswered,
+    LegDead,
     LegEnded,
     LegSeen,
     LogOut,
@@ -103,7 +106,7 @@ from tests.domain.house import (
 PEOPLE = [p for p in EVERYBODY if p.phone is not None]
 IN_CALL = (AgentState.OFFERED, AgentState.TALKING, AgentState.HELD)
 RESTING = (AgentState.READY, AgentState.NOT_READY, AgentState.LOGGED_OUT)
-ACTS = 36
+ACTS = 38
 TARGETS = [
     *(specialist(p.user_id) for p in EVERYBODY),
     skill("tax"),
@@ -437,8 +440,25 @@ class City:
                     self.fall_back(leg)
                 else:
                     self.say(late_event(self.rng, self.numbers))
+            case 19:
+                if (leg := self.some(pick, up=True)) is not None:
+                    self.die(leg)
+            case 20:
+                if (leg := self.some(pick, caller=True)) is not None:
+                    self.stray(leg)
             case _:
                 self.steer(pick)
+
+    def die(self, leg_id: LegId) -> None:
+        """Whoever is at this leg is there no more and says nothing; what listens to his packets does."""
+        channel = self.channels[leg_id]
+        self.plan(4.0, lambda: self.say(LegDead(leg_id)) if self.channels.get(leg_id) is channel else None)
+
+    def stray(self, leg_id: LegId) -> None:
+        """A caller is elsewhere than he was sent; the audit sees it, as it sees those who only seem to be."""
+        if self.channels[leg_id].hears in ("music", "quiet", "room") and self.rng.random() < 0.5:
+            self.put(leg_id, self.rng.choice(("music", "quiet")))
+        self.say(CallAstray(CallId(leg_id)))
 
     def fall_back(self, leg_id: LegId) -> None:
         """The dialplan missed a few heartbeats: a caller who talks with nobody is in the fallback queue."""
@@ -449,7 +469,7 @@ class City:
     def now_and_then(self, pick: int) -> None:
         """What happens less often."""
         person, rest = PEOPLE[pick % len(PEOPLE)], pick // len(PEOPLE)
-        match rest % 13:
+        match rest % 14:
             case 0 | 1 | 2 | 3:
                 self.reachable ^= {person.phone or ""}
                 self.say(PhoneSeen(person.phone or "", person.phone in self.reachable))
@@ -467,6 +487,9 @@ class City:
             case 10:
                 self.cut(pick)
             case 11:
+                self.tell(Draining())
+                self.plan(pick % 20, lambda: self.restart(pick))
+            case 12:
                 self.wall_ahead += (3600.0, -3600.0, 7.0, -7.0)[pick % 4]
             case _:
                 self.restart(pick)
