@@ -71,6 +71,9 @@ _LINE_SILENT_SECONDS = 120.0  # a carrier sends packets also for a caller who sa
 _PHONE_SILENT_SECONDS = (
     4.0  # of a phone that does not answer SIP either; its cable may have been out for five seconds
 )
+_LOG_LOOK_SECONDS = 5.0
+_LOG_BYTES = 10_000_000
+_LOG_FILES = 9  # beside the one being written: 100 MB in all, whatever anybody sends
 _CLOCK_SECONDS = 1.0  # Asterisk tells whole seconds
 
 
@@ -158,6 +161,7 @@ class Telephony:
             tasks.create_task(self._beat(), name="telephony heartbeat")
             tasks.create_task(self._audit(), name="telephony audit")
             tasks.create_task(self._listen(), name="telephony silence watch")
+            tasks.create_task(self._keep_log_small(), name="asterisk's log")
             tasks.create_task(self._link.run(), name="ami link")
 
     # --- effects --------------------------------------------------------------------------------------------
@@ -523,6 +527,22 @@ class Telephony:
 
     # --- heartbeat ------------------------------------------------------------------------------------------
 
+    async def _keep_log_small(self) -> None:
+        """A flood makes Asterisk write several lines a message, and nobody else ends its file."""
+        log_file = self._instance / "log" / "messages"
+        while True:
+            await asyncio.sleep(_LOG_LOOK_SECONDS)
+            if not self.connected:
+                continue
+            try:
+                if not rotated(log_file, most_bytes=_LOG_BYTES, keep=_LOG_FILES):
+                    continue
+            except OSError as error:
+                log.error("asterisk's log cannot be rotated", reason=error.strerror)  # noqa: TRY400  # says it all
+                continue
+            # Until Asterisk has opened a new file it writes into the renamed one: no line is lost.
+            self._link.submit("LoggerRotate").add_done_callback(_note_failure)
+
     async def _beat(self) -> None:
         """Tell the dialplan every second that an engine is there (docs/adr/0002)."""
         while True:
@@ -667,3 +687,17 @@ def _contact_of(row: AmiMessage) -> tuple[str, str, str]:
     """Account, URI and status of a ``ContactList`` row, whose object name is ``<aor>;@<hash>`` or ``<aor>@@<hash>``."""
     phone = row.get("AOR") or row.get("Aor") or row.get("ObjectName").partition(";@")[0].partition("@@")[0]
     return phone, row.get("Uri") or row.get("URI"), row.get("Status")
+
+
+def rotated(file: Path, *, most_bytes: int, keep: int) -> bool:
+    """Rename the file to `.1` if it has grown beyond, `.1` to `.2` and so on; the last of ``keep`` is written over."""
+    try:
+        if file.stat().st_size <= most_bytes:
+            return False
+    except FileNotFoundError:
+        return False
+    for number in range(keep, 0, -1):
+        older = file.with_name(f"{file.name}.{number - 1}") if number > 1 else file
+        with contextlib.suppress(FileNotFoundError):
+            older.replace(file.with_name(f"{file.name}.{number}"))
+    return True
