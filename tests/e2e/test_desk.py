@@ -134,7 +134,7 @@ async def test_a_working_day_by_single_keys(patient_house: House, chromium: Brow
         await until_hears(call, "agent", seconds=10)
 
         await page.keyboard.press("F7")
-        await page.get_by_role("combobox").fill("市场监管")
+        await page.get_by_role("combobox", name="姓名").fill("市场监管")
         await nothing_scrolls(page)
         await page.keyboard.press("Enter")
         expert = await specialist.answers("specialist")
@@ -148,15 +148,28 @@ async def test_a_working_day_by_single_keys(patient_house: House, chromium: Brow
         await is_in(page, "wrap_up")
         await until_hears(call, "specialist", seconds=10)
 
-        await page.get_by_text("直接答复").click()
+        await page.get_by_role("button", name="直接答复").click()
+        await page.get_by_role("button", name="求助").click()
+        await page.get_by_label("标题").fill("暖气不热")
         await page.get_by_label("内容").fill(NOTE)
+        # By the first letters of the pinyin of 温度不达标.
+        category = page.get_by_role("combobox", name="分类")
+        await category.fill("wdbdb")
+        await category.press("Enter")
+        await expect(category).to_have_value("城乡建设 › 供热 › 温度不达标")
+        await nothing_scrolls(page)
+        await page.keyboard.press("Control+Enter")
+        await expect(page.get_by_text("还缺：地址、联系人")).to_be_visible()
         await page.keyboard.press("Control+Enter")
         await is_in(page, "ready")
         await expect(page.get_by_role("row").nth(1)).to_be_visible()
         async with house.rest("agent1") as rest:
             ticket = (await rest.get("/api/v1/tickets"))["tickets"][0]
             whole = await rest.get(f"/api/v1/tickets/{ticket['number']}")
+            form = await rest.get(f"/api/v1/tickets/{ticket['number']}/form")
         assert (whole["disposition"], whole["note"]) == ("answered", NOTE)
+        assert (form["kind"], form["title"], form["content"]) == ("help", "暖气不热", NOTE)
+        assert form["category"]
         await call.hang_up()
         await expert.ended.wait(10)
 
@@ -189,7 +202,7 @@ async def test_a_lost_network_and_a_restarted_engine_are_come_back_from(
         await call.hang_up()
         await page.reload()
         await expect(page.get_by_label("内容")).to_have_value(NOTE, timeout=WAIT_MS)
-        await page.get_by_text("直接答复").click()
+        await page.get_by_role("button", name="直接答复").click()
         await page.keyboard.press("Control+Enter")
         await is_in(page, "ready")
 

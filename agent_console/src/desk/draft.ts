@@ -1,9 +1,29 @@
-/** What an agent has typed about a call, kept on this computer until it is sent: a crash of the browser loses nothing. */
+/** What an agent has typed about a call, kept on this computer until the server has it: a crash loses nothing. */
+import type { components } from '@/generated/openapi'
+
+export type Fields = Omit<Required<components['schemas']['FormBody']>, 'version' | 'spec_version'>
+
 export interface Draft {
   disposition: string
-  note: string
+  fields: Fields
+  /** The server's version these fields were written upon. */
+  onto: number
   /** Milliseconds. */
   at: number
+}
+
+export const EMPTY: Readonly<Fields> = {
+  kind: '',
+  title: '',
+  content: '',
+  category: '',
+  region: '',
+  address: '',
+  occurred_on: null,
+  contact_name: '',
+  contact_phone: '',
+  confidential: false,
+  reply: '',
 }
 
 const PLACE = 'callcenter.draft.'
