@@ -11,12 +11,13 @@ import shutil
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import structlog
 from aiohttp import web
@@ -62,6 +63,7 @@ from callcenter.tickets.store import AgentRecord, TicketStore
 log = structlog.get_logger(__name__)
 
 Progress = Callable[[str], None]
+_Answer = TypeVar("_Answer")
 
 CONSOLE = Path(__file__).parents[1] / "agent_console" / "dist"
 DEMO_CONTENT = Path(__file__).parent / "profiles" / "demo.yaml"
@@ -236,20 +238,14 @@ class App:
 
     async def mend_recordings(self) -> None:
         """Finish what a crash left: files without an end, and files whose rows were lost."""
-        for finished in await self.recordings.sweep(set(self.engine.calls)):
+        for finished in await self.recordings.sweep(
+            lambda: self.engine.calls, lambda call_id: _patiently(partial(self.tickets.call, call_id))
+        ):
             self._note_recordings(finished)
-        for call in await self._calls_without_recordings():
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        for call in await _patiently(partial(self.tickets.calls_without_recordings, since=yesterday)):
             if call.answered_at is not None:
                 await self._finish(call)
-
-    async def _calls_without_recordings(self) -> list[Call]:
-        yesterday = datetime.now(UTC) - timedelta(days=1)
-        while True:
-            try:
-                return await self.tickets.calls_without_recordings(since=yesterday)
-            except DatabaseAway as error:
-                log.warning("recordings of before wait for the database", reason=str(error))
-                await asyncio.sleep(_DATABASE_RETRY_SECONDS)
 
     async def finish_recordings(self) -> None:
         """Close, encode and note the recordings of every call that ends."""
@@ -395,6 +391,16 @@ class App:
             if (trouble := _disk_trouble(name, path, min_free=self.settings.disk.min_free_mb * 1_000_000))
         ]
         return Component(Standing.DEGRADED, " ".join(troubles)) if troubles else Component(Standing.OK)
+
+
+async def _patiently(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """What the database answers, be it tomorrow."""
+    while True:
+        try:
+            return await ask()
+        except DatabaseAway as error:
+            log.warning("recordings of before wait for the database", reason=str(error))
+            await asyncio.sleep(_DATABASE_RETRY_SECONDS)
 
 
 def _disk_trouble(name: str, path: Path, *, min_free: int) -> str:
@@ -652,7 +658,7 @@ def _tls(app: App) -> ssl.SSLContext | None:
 def _allow_many_files() -> None:
     """As many as the system lets us open, up to what we can use; Asterisk inherits it.
 
-    A recorded call has four sockets and three files: the usual 1,024 would be 140 calls.
+    A recorded call has four sockets and up to three files: the usual 1,024 would be 140 calls.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < min(hard, _FILES):

@@ -228,7 +228,7 @@ class Switchboard:
                 headers = {"Channel": leg_id, "Direction": "in", "State": "on" if on else "off"}
                 return [Action("MuteAudio", dict(headers))]
             case Record(call, leg_id):
-                return self._record(call, leg_id)
+                return [self._record(call, leg_id)]
             case FallBack(leg_id):
                 self.left(leg_id)
                 return [_redirect(leg_id, "fallback", "s")]
@@ -422,11 +422,12 @@ class Switchboard:
         }
         return Action("Originate", headers, rings=ring.leg_id)
 
-    def _record(self, call: Call, leg_id: LegId) -> list[Action]:
-        alone = _monitor(leg_id, "", f"r({self.raw_path(call, leg_id, RecordingKind.LEG)})")
+    def _record(self, call: Call, leg_id: LegId) -> Action:
         if call.leg(leg_id) is call.caller_leg:
-            return [_monitor(leg_id, str(self.raw_path(call, leg_id, RecordingKind.CALL)), "D"), alone]
-        return [alone]
+            file, options = str(self.raw_path(call, leg_id, RecordingKind.CALL)), "D"
+        else:
+            file, options = "", f"r({self.raw_path(call, leg_id, RecordingKind.LEG)})"
+        return Action("MixMonitor", {"Channel": leg_id, "File": file, "Options": options})
 
 
 def _aliases(rows: Iterable[AmiMessage]) -> dict[str, LegId]:
@@ -474,7 +475,3 @@ def _redirect(
         other, where = also
         headers |= {"ExtraChannel": other, "ExtraContext": context, "ExtraExten": where, "ExtraPriority": "1"}
     return Action("Redirect", headers, arranges=arranges)
-
-
-def _monitor(leg_id: LegId, file: str, options: str) -> Action:
-    return Action("MixMonitor", {"Channel": leg_id, "File": file, "Options": options})

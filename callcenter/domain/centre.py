@@ -91,6 +91,7 @@ from callcenter.domain.messages import (
     Wait,
     WrapUp,
 )
+from callcenter.domain.recordings import recorded_since
 from callcenter.domain.records import replace
 from callcenter.domain.spoken import queue_announcement
 from callcenter.domain.timers import Timer, TimerKind, Timers
@@ -925,6 +926,7 @@ class ContactCentre:
         leg = replace(
             leg, state=LegState.UP, place=Place.TOGETHER, answered_at=self._now.utc, outcome=Outcome.JOINED
         )
+        self._record_apart(call, call.with_leg(leg))
         inviter = call.leg_of(leg.asked_by) if leg.asked_by else None
         if inviter is not None and inviter.up and not self._is_leaving(inviter):
             self._party_answered(call, leg)
@@ -946,7 +948,6 @@ class ContactCentre:
         call = self._put(self._together(call, call.caller_leg, leg))
         if first:
             self._out.append(Record(call, call.caller_leg.leg_id))
-        self._out.append(Record(call, leg.leg_id))
         self._arrange(call)
         self._show(call)
 
@@ -960,9 +961,15 @@ class ContactCentre:
         else:
             call = self._together(call, leg)
         call = self._put(call)
-        self._out.append(Record(call, leg.leg_id))
         self._arrange(call)
         self._show(call)
+
+    def _record_apart(self, before: Call, call: Call) -> None:
+        """Record by itself whom the file of the call holds no longer: it is what the caller hears."""
+        for leg in call.parties:
+            known = before.leg(leg.leg_id)
+            if recorded_since(call, leg) and not (known and recorded_since(before, known)):
+                self._out.append(Record(call, leg.leg_id))
 
     def _together(self, call: Call, *legs: Leg) -> Call:
         """The call with these legs in the conversation; whoever now hears the caller for the first time has joined."""
@@ -1887,7 +1894,8 @@ class ContactCentre:
             raise Refused(Reason.ALREADY_HELD)
         held = replace(caller, place=Place.HELD)
         steps = call.steps_with(self._now, StepKind.HELD, leg_id=leg.leg_id, user_id=leg.user_id)
-        call = self._put(replace(call, legs=call.legs_with(held), steps=steps))
+        before, call = call, self._put(replace(call, legs=call.legs_with(held), steps=steps))
+        self._record_apart(before, call)
         self._arrange(call)
         self._show(call)
 

@@ -476,7 +476,7 @@ class Mute:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Start recording a leg; for the caller's leg also the stereo file of the call."""
+    """Start recording: what a leg says; for the caller's leg what he says and what he hears."""
 
     call: Call
     leg_id: LegId

@@ -1,7 +1,8 @@
 """Recordings: where Asterisk writes them, and how they become small, checked, final files.
 
 Asterisk writes headerless 16-bit linear audio, which a crash cannot spoil. When the call is over each file is encoded
-without loss, decoded again and compared, and only then is the original removed: a recording is evidence.
+without loss, decoded again and compared, and only then is the original removed: a recording is evidence. What a party
+said while only the caller heard it stands in the file of the call alone, and is cut from it (docs/adr/0004).
 """
 
 import asyncio
@@ -10,9 +11,10 @@ import hashlib
 import os
 import re
 import signal
-from collections.abc import Collection, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -22,7 +24,13 @@ import numpy as np
 import soundfile
 
 from callcenter.domain.calls import Call, CallId, LegId, StepKind
-from callcenter.domain.recordings import MISSING, RecordingFile, RecordingKind
+from callcenter.domain.recordings import (
+    MISSING,
+    RecordingFile,
+    RecordingKind,
+    heard_in_call,
+    recorded_since,
+)
 
 __all__ = ["Finished", "Kept", "NoSuchRecording", "RecordingFile", "RecordingKind", "Recordings"]
 
@@ -36,6 +44,10 @@ _BLOCK_FRAMES = 10 * SAMPLE_RATE
 _SHANGHAI = ZoneInfo("Asia/Shanghai")
 _SAFE_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _ORIGINAL = re.compile(r"(?:(call)|leg-([1-9][0-9]{0,3}))\.raw|(message)\.wav")
+_CALL = "call.raw"
+_LEFT, _RIGHT = 0, 1
+
+Frames = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
 
 
 class NoSuchRecording(Exception):  # noqa: N818 - an answer to who asked
@@ -68,6 +80,40 @@ class _Open(Enum):
     """This file system or user cannot tell."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What an original gives to a final file."""
+
+    original: Path
+    channel: int | None = None
+    """None: all it has."""
+    begin: int = 0
+    end: int = sys.maxsize
+    """Frames of the original."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """A final file and what it is made of, in order."""
+
+    final: Path
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def originals(self) -> set[Path]:
+        return {piece.original for piece in self.pieces}
+
+
+@dataclass(slots=True)
+class _Work:
+    """What has become of a call's files so far."""
+
+    files: list[RecordingFile] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    waiting: set[str] = field(default_factory=set)
+    """Names of the files that come to be once what was kept can be encoded."""
+
+
 class Recordings:
     """All recordings under one directory: ``YYYY/MM/DD/<call id>/``, the day in Shanghai on which the call arrived."""
 
@@ -98,8 +144,8 @@ class Recordings:
 
     async def finish(self, call: Call) -> Finished:
         """Make an ended call's files final; doing it again only describes them. Never raises for a bad file."""
-        done = await self._finish(call.call_id, self._directory(call))
-        there = {Path(file.path).stem for file in done.files} | {Path(kept.path).stem for kept in done.kept}
+        done = await self._finish(call.call_id, self._directory(call), call)
+        there = {Path(file.path).stem for file in done.files} | done.waiting
         expected: list[tuple[str, RecordingKind, LegId | None]] = []
         if any(step.kind is StepKind.MESSAGE_LEFT for step in call.steps):
             expected.append(("message", RecordingKind.MESSAGE, None))
@@ -110,27 +156,34 @@ class Recordings:
                 for leg in call.legs
                 if leg.answered_at is not None
             ]
-        return replace(
-            done,
-            missing=tuple(
-                self._missing(call, name, kind, leg_id)
-                for name, kind, leg_id in expected
-                if name not in there
-            ),
-        )
+        missing = [
+            self._missing(call, name, kind, leg_id) for name, kind, leg_id in expected if name not in there
+        ]
+        return Finished(call.call_id, tuple(done.files), tuple(missing), tuple(done.kept))
 
     def _missing(self, call: Call, name: str, kind: RecordingKind, leg_id: LegId | None) -> RecordingFile:
         path = self._relative(self._directory(call) / f"{name}.flac")
         return RecordingFile(call.call_id, leg_id, kind, path, 0.0, 0, "", MISSING)
 
-    async def sweep(self, open_call_ids: Collection[CallId]) -> list[Finished]:
-        """Finish what an earlier crash or a full disk left behind, but for the calls that still live."""
-        left = await asyncio.to_thread(lambda: sorted({path.parent for path in self._originals()}))
-        return [
-            await self._finish(CallId(directory.name), directory)
-            for directory in left
-            if directory.name not in open_call_ids
-        ]
+    async def sweep(
+        self, living: Callable[[], Collection[CallId]], record_of: Callable[[CallId], Awaitable[Call | None]]
+    ) -> list[Finished]:
+        """Finish what an earlier crash or a full disk left behind, but for the calls that still live.
+
+        A call of which there is no record has the files that can be made without one.
+        """
+        done = []
+        for directory in await asyncio.to_thread(lambda: sorted({path.parent for path in self._originals()})):
+            call_id = CallId(directory.name)
+            if call_id in living():
+                continue
+            call = await record_of(call_id)
+            if call is not None and self._directory(call) == directory:
+                done.append(await self.finish(call))
+            else:
+                work = await self._finish(call_id, directory, None)
+                done.append(Finished(call_id, tuple(work.files), kept=tuple(work.kept)))
+        return done
 
     def open(self, path: str) -> Path:
         """The file at a path that ``RecordingFile`` told; NoSuchRecording for anything else, outside or absent."""
@@ -152,70 +205,63 @@ class Recordings:
             if _ORIGINAL.fullmatch(path.name) and _SAFE_ID.fullmatch(path.parent.name):
                 yield path
 
-    async def _finish(self, call_id: CallId, directory: Path) -> Finished:
-        files: list[RecordingFile] = []
-        kept: list[Kept] = []
+    async def _finish(self, call_id: CallId, directory: Path, call: Call | None) -> _Work:
         lock = self._locks.setdefault(call_id, asyncio.Lock())
         async with lock:
             deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
-            for name in await asyncio.to_thread(_names, directory):
-                original = directory / name
+            work, originals = _Work(), []
+            for path in await asyncio.to_thread(_originals_in, directory):
                 try:
-                    if original.suffix != ".flac" and not await _closed(original, deadline=deadline):
-                        kept.append(Kept(self._relative(original), "It is still being written."))
+                    if not await _closed(path, deadline=deadline):
+                        work.kept.append(Kept(self._relative(path), "It is still being written."))
                         continue
-                    async with self._encoding:
-                        described = await asyncio.to_thread(self._finish_file, call_id, original)
-                except (OSError, soundfile.SoundFileError) as error:
-                    kept.append(Kept(self._relative(original), f"It cannot be read: {error}"))
+                except OSError as error:
+                    work.kept.append(Kept(self._relative(path), f"It cannot be read: {error}"))
                     continue
-                match described:
-                    case RecordingFile():
-                        files.append(described)
-                    case (raw, reason):
-                        files.append(raw)
-                        kept.append(Kept(raw.path, reason))
-                    case None:
-                        pass
-        return Finished(call_id, tuple(files), kept=tuple(kept))
+                originals.append(path)
+            async with self._encoding:
+                await asyncio.to_thread(self._finish_files, call_id, directory, call, originals, work)
+        return work
 
-    def _finish_file(
-        self, call_id: CallId, original: Path
-    ) -> RecordingFile | tuple[RecordingFile, str] | None:
-        """The final file, or the original and why it stays one, or None when nothing was recorded."""
-        if original.suffix == ".flac":
-            return self._describe(call_id, original, seconds=soundfile.info(original).duration)
-        channels = 2 if original.stem == "call" else 1
-        part = original.with_suffix(".flac.part")
-        final = original.with_suffix(".flac")
-        frames = 0
-        try:
-            frames = sum(len(block) for block in _blocks(original, channels))
-            if not frames:
-                original.unlink()
-                return None
-            with soundfile.SoundFile(
-                part,
-                "w",
-                SAMPLE_RATE,
-                channels,
-                "PCM_16",
-                format="FLAC",
-                compression_level=_COMPRESSION,
-            ) as encoded:
-                for block in _blocks(original, channels):
-                    encoded.write(block)
-            _check_same_audio(part, original, channels)
-            _sync(part)
-            part.rename(final)
-            _sync(final.parent)
-            described = self._describe(call_id, final, seconds=frames / SAMPLE_RATE)
-        except (OSError, soundfile.SoundFileError) as error:
-            part.unlink(missing_ok=True)
-            raw = self._describe(call_id, original, seconds=frames / SAMPLE_RATE)
-            return raw, f"It could not be encoded (is the disk full?): {error}"
-        original.unlink()
-        return described
+    def _finish_files(
+        self, call_id: CallId, directory: Path, call: Call | None, originals: Sequence[Path], work: _Work
+    ) -> None:
+        still_open = {self._root / kept.path for kept in work.kept}
+        for group in _grouped(_outputs(call, [*originals, *still_open])):
+            used = set[Path]().union(*(output.originals for output in group))
+            if not used.isdisjoint(still_open):
+                work.waiting |= {output.final.stem for output in group}
+                work.kept += [
+                    Kept(self._relative(path), "It waits for another file of its call.")
+                    for path in sorted(used - still_open)
+                ]
+                continue
+            try:
+                made = _encode(group)
+            except (OSError, soundfile.SoundFileError) as error:
+                work.waiting |= {output.final.stem for output in group}
+                for path in sorted(used):
+                    with suppress(OSError):
+                        work.files.append(self._describe(call_id, path, seconds=_seconds(path)))
+                    reason = f"It could not be encoded (is the disk full?): {error}"
+                    work.kept.append(Kept(self._relative(path), reason))
+                continue
+            for output in group:
+                if output.final in made:
+                    described = self._describe(call_id, output.final, seconds=made[output.final])
+                    work.files.append(described)
+            # The file of the call last: as long as it is there, nothing that was cut from it is made anew without it.
+            for path in sorted(used, reverse=True):
+                path.unlink()
+        known = {Path(file.path).stem for file in work.files} | work.waiting
+        for path in _finals_in(directory):
+            if path.stem not in known:
+                try:
+                    seconds = soundfile.info(path).duration
+                    work.files.append(self._describe(call_id, path, seconds=seconds))
+                except (OSError, soundfile.SoundFileError) as error:
+                    work.kept.append(Kept(self._relative(path), f"It cannot be read: {error}"))
+        work.files.sort(key=lambda file: file.path)
 
     def _describe(self, call_id: CallId, path: Path, *, seconds: float) -> RecordingFile:
         with path.open("rb") as file:
@@ -248,17 +294,136 @@ def _leg_name(call_id: CallId, leg_id: LegId) -> str:
     return f"leg-{number}"
 
 
-def _names(directory: Path) -> list[str]:
-    """Originals, and final files whose original is gone."""
-    if not directory.is_dir():
-        return []
-    names = {path.name for path in directory.iterdir()}
-    originals = {name for name in names if _ORIGINAL.fullmatch(name)}
-    stems = {Path(name).stem for name in originals}
+def _originals_in(directory: Path) -> list[Path]:
+    return sorted(path for path in _paths(directory) if _ORIGINAL.fullmatch(path.name))
+
+
+def _finals_in(directory: Path) -> list[Path]:
     final = re.compile(r"(call|leg-[1-9][0-9]{0,3}|message)\.flac")
-    return sorted(
-        originals | {name for name in names if final.fullmatch(name) and Path(name).stem not in stems}
-    )
+    return sorted(path for path in _paths(directory) if final.fullmatch(path.name))
+
+
+def _paths(directory: Path) -> Iterator[Path]:
+    return directory.iterdir() if directory.is_dir() else iter(())
+
+
+def _outputs(call: Call | None, originals: Sequence[Path]) -> list[_Output]:
+    """The final files to make of these: each by itself, and of the call's file what was recorded nowhere else."""
+    pieces = {path.stem: [_Piece(path)] for path in originals}
+    whole = next((path for path in originals if path.name == _CALL), None)
+    if whole is not None:
+        # What stands there without its original was made before, when there was more to make it of.
+        made = {path.stem for path in _finals_in(whole.parent)} - pieces.keys()
+        if "leg-1" not in made:
+            pieces.setdefault("leg-1", [_Piece(whole, _LEFT)])
+        for name, heard in _heard_in(call, apart=set(pieces)) if call is not None else ():
+            if name not in made:
+                begin, end = (round(seconds * SAMPLE_RATE) for seconds in heard)
+                pieces[name] = [_Piece(whole, _RIGHT, begin, end), *pieces.get(name, ())]
+    directory = originals[0].parent if originals else Path()
+    return [_Output(directory / f"{name}.flac", tuple(made_of)) for name, made_of in sorted(pieces.items())]
+
+
+def _heard_in(call: Call, *, apart: Collection[str]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Which parties are heard in the file of the call, and nowhere else, and when."""
+    for leg in call.legs[1:]:
+        name, heard = _leg_name(call.call_id, leg.leg_id), heard_in_call(call, leg)
+        recorded_all_along = name in apart and recorded_since(call, leg) is None
+        if heard is not None and not recorded_all_along:
+            yield name, heard
+
+
+def _grouped(outputs: Sequence[_Output]) -> list[list[_Output]]:
+    """What needs the file of the call together, all others alone: an original goes when all is made of it."""
+    shared = [output for output in outputs if any(path.name == _CALL for path in output.originals)]
+    return [*([shared] if shared else []), *([output] for output in outputs if output not in shared)]
+
+
+class _Writer:
+    """A final file as it comes to be."""
+
+    def __init__(self, output: _Output, stack: ExitStack) -> None:
+        self.output = output
+        self.part = output.final.with_suffix(".flac.part")
+        self.frames = 0
+        self.written = hashlib.sha256()
+        """Of the samples, to be compared with what is read back."""
+        self._file = stack.enter_context(
+            soundfile.SoundFile(
+                self.part,
+                "w",
+                SAMPLE_RATE,
+                _channels(output.final),
+                "PCM_16",
+                format="FLAC",
+                compression_level=_COMPRESSION,
+            )
+        )
+
+    def take(self, original: Path, block: Frames, *, at: int) -> None:
+        """What this file is to hold of a block that begins at this frame."""
+        for piece in self.output.pieces:
+            if piece.original == original:
+                part = block[max(0, piece.begin - at) : max(0, piece.end - at)]
+                if piece.channel is not None:
+                    part = part[:, piece.channel]
+                if len(part):
+                    part = np.ascontiguousarray(part)
+                    self._file.write(part)
+                    self.written.update(part.data)
+                    self.frames += len(part)
+
+    def check(self) -> None:
+        """Look at every sample: a full disk can leave a file whose header promises more than there is. OSError."""
+        read = hashlib.sha256()
+        with soundfile.SoundFile(self.part) as file:
+            while len(block := file.read(_BLOCK_FRAMES, dtype="int16")):
+                read.update(np.ascontiguousarray(block).data)
+        if read.digest() != self.written.digest():
+            raise OSError("what was written does not read back as it was")
+        _sync(self.part)
+
+
+def _encode(group: Sequence[_Output]) -> dict[Path, float]:
+    """Make these files, reading each original once; their seconds. Files of which nothing was recorded are not made.
+
+    OSError, SoundFileError: none is made, or all that were are whole.
+    """
+    parts = [output.final.with_suffix(".flac.part") for output in group]
+    try:
+        with ExitStack() as stack:
+            writers = [_Writer(output, stack) for output in group]
+            # The file of the call comes before the parties' own by its name: they go on where it ends.
+            for original in sorted(set[Path]().union(*(output.originals for output in group))):
+                at = 0
+                for block in _blocks(original, _channels(original)):
+                    for writer in writers:
+                        writer.take(original, block, at=at)
+                    at += len(block)
+        made = [writer for writer in writers if writer.frames]
+        for writer in made:
+            writer.check()
+        for writer in made:
+            writer.part.rename(writer.output.final)
+        if made:
+            _sync(group[0].final.parent)
+        return {writer.output.final: writer.frames / SAMPLE_RATE for writer in made}
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _seconds(original: Path) -> float:
+    """As far as it can be read."""
+    frames = 0
+    with suppress(OSError, soundfile.SoundFileError):
+        for block in _blocks(original, _channels(original)):
+            frames += len(block)
+    return frames / SAMPLE_RATE
+
+
+def _channels(path: Path) -> int:
+    return 2 if path.stem == "call" else 1
 
 
 async def _closed(path: Path, *, deadline: float) -> bool:
@@ -303,7 +468,7 @@ def _open_for_writing(path: Path) -> _Open:
 _F_SETSIG = 10
 
 
-def _blocks(path: Path, channels: int) -> Iterator["np.ndarray[tuple[int, int], np.dtype[np.int16]]"]:
+def _blocks(path: Path, channels: int) -> Iterator[Frames]:
     """The frames of an original; a last frame that was cut in half is left out."""
     if path.suffix == ".wav":
         with soundfile.SoundFile(path) as file:
@@ -315,14 +480,6 @@ def _blocks(path: Path, channels: int) -> Iterator["np.ndarray[tuple[int, int], 
         while data := raw.read(_BLOCK_FRAMES * width):
             whole = len(data) // width
             yield np.frombuffer(data, "<i2", count=whole * channels).reshape(whole, channels)
-
-
-def _check_same_audio(encoded: Path, original: Path, channels: int) -> None:
-    """Look at every sample: a full disk can leave a file whose header promises more than there is. OSError."""
-    with soundfile.SoundFile(encoded) as file:
-        for block in _blocks(original, channels):
-            if not np.array_equal(file.read(len(block), dtype="int16", always_2d=True), block):
-                raise OSError("what was written does not read back as it was")
 
 
 def _size(path: Path) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callcenter.domain.calls import Call, CallId, Leg, LegId, LegState, Phase, Place, Role, Step, StepKind
-from callcenter.domain.recordings import is_complete
+from callcenter.domain.recordings import is_complete, recorded_since
 from callcenter.quality import recordings as module
 from callcenter.quality.recordings import NoSuchRecording, RecordingKind, Recordings
 
@@ -28,7 +28,11 @@ LEG2 = LegId(f"{CALL_ID}-2")
 
 def a_call(*, call_id: str = CALL_ID, at: datetime = NOON, talked: bool = True) -> Call:
     def leg(leg_id: str, role: Role) -> Leg:
-        return Leg(LegId(leg_id), role, "1", None, LegState.ENDED, Place.ALONE, at, answered_at=at)
+        return Leg(
+            LegId(leg_id), role, "1", None, LegState.ENDED, Place.ALONE, at, answered_at=at, ended_at=ended
+        )
+
+    ended = at + timedelta(seconds=2)
 
     legs = (leg(call_id, Role.CALLER), leg(f"{call_id}-2", Role.AGENT))
     return Call(
@@ -41,7 +45,7 @@ def a_call(*, call_id: str = CALL_ID, at: datetime = NOON, talked: bool = True) 
         phase=Phase.ENDED,
         legs=legs if talked else legs[:1],
         answered_at=at if talked else None,
-        ended_at=at,
+        ended_at=ended,
     )
 
 
@@ -67,9 +71,21 @@ def record(recordings: Recordings, call: Call) -> tuple[np.ndarray, np.ndarray]:
     """What Asterisk leaves after a call: the caller at 440 Hz, the agent at 1000 Hz."""
     caller, agent = tone(440), tone(1000)
     recordings.raw_path(call, LegId(call.call_id), RecordingKind.CALL).write_bytes(stereo(caller, agent))
-    recordings.raw_path(call, LegId(call.call_id), RecordingKind.LEG).write_bytes(caller.tobytes())
-    recordings.raw_path(call, LegId(f"{call.call_id}-2"), RecordingKind.LEG).write_bytes(agent.tobytes())
     return caller, agent
+
+
+def sound(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="int16")[0]
+
+
+def swept_with(*calls: Call, living: Collection[CallId] = ()) -> tuple:
+    """What a sweep is told: who lives, and the records."""
+    records = {call.call_id: call for call in calls}
+
+    async def record_of(call_id: CallId) -> Call | None:
+        return records.get(call_id)
+
+    return lambda: living, record_of
 
 
 @contextmanager
@@ -190,7 +206,7 @@ async def test_a_sweep_that_meets_the_end_of_the_call_does_no_harm(recordings: R
     call = a_call()
     record(recordings, call)
     done, _, again = await asyncio.gather(
-        recordings.finish(call), recordings.sweep(set()), recordings.finish(call)
+        recordings.finish(call), recordings.sweep(*swept_with(call)), recordings.finish(call)
     )
     assert done == again
     assert (len(done.files), done.kept) == (3, ())
@@ -199,11 +215,11 @@ async def test_a_sweep_that_meets_the_end_of_the_call_does_no_harm(recordings: R
 async def test_absent_and_empty_files_are_said_to_be_missing(recordings: Recordings) -> None:
     call = a_call()
     recordings.raw_path(call, CALL_ID, RecordingKind.CALL).write_bytes(b"")
-    recordings.raw_path(call, LegId(CALL_ID), RecordingKind.LEG).write_bytes(tone(440).tobytes())
+    recordings.raw_path(call, LEG2, RecordingKind.LEG).write_bytes(tone(440).tobytes())
     done = await recordings.finish(call)
-    assert [Path(file.path).name for file in done.missing] == ["call.flac", "leg-2.flac"]
+    assert [Path(file.path).name for file in done.missing] == ["call.flac", "leg-1.flac"]
     assert all(file.missing and not is_complete(file, call) for file in done.missing)
-    assert [file.leg_id for file in done.files] == [CALL_ID]
+    assert [file.leg_id for file in done.files] == [LEG2]
     unanswered = a_call(call_id="ast1-1.1", talked=False)
     assert await recordings.finish(unanswered) == module.Finished(unanswered.call_id)
 
@@ -238,6 +254,125 @@ async def test_a_long_recording_is_whole(recordings: Recordings, root: Path) -> 
     assert np.array_equal(soundfile.read(root / done.files[0].path, dtype="int16")[0], noise)
 
 
+# --- whose voice is in which file ---------------------------------------------------------------------------
+
+
+def a_consultation() -> Call:
+    """The agent answers at 0 s, holds the caller from 2 s to 6 s and asks a specialist, up from 3 s to 5 s; all end at 8 s."""
+
+    def at(seconds: float) -> datetime:
+        return NOON + timedelta(seconds=seconds)
+
+    call = a_call()
+    caller, agent = (replace(leg, ended_at=at(8)) for leg in call.legs)
+    expert = replace(
+        agent, leg_id=LegId(f"{CALL_ID}-3"), role=Role.SPECIALIST, answered_at=at(3), ended_at=at(5)
+    )
+    steps = (Step(at(2), StepKind.HELD), Step(at(6), StepKind.RESUMED))
+    return replace(call, legs=(caller, agent, expert), steps=steps, ended_at=at(8))
+
+
+async def test_who_was_heard_where_the_caller_was_not_has_that_in_his_file_too(
+    recordings: Recordings, root: Path
+) -> None:
+    """Until the hold it stands in the file of the call, from then on in his own; the music is in neither."""
+    call = a_consultation()
+    expert = LegId(f"{CALL_ID}-3")
+    assert recorded_since(call, call.legs[1]) == NOON + timedelta(seconds=2)
+    assert recorded_since(call, call.legs[2]) == NOON + timedelta(seconds=3)
+    heard = np.concatenate([tone(1000), tone(300, seconds=4), tone(1000)])
+    whole = stereo(tone(440, seconds=8), heard)
+    apart, said = np.concatenate([tone(1100, seconds=4), tone(1000)]), tone(700)
+    recordings.raw_path(call, CALL_ID, RecordingKind.CALL).write_bytes(whole)
+    recordings.raw_path(call, LEG2, RecordingKind.LEG).write_bytes(apart.tobytes())
+    recordings.raw_path(call, expert, RecordingKind.LEG).write_bytes(said.tobytes())
+    done = await recordings.finish(call)
+    assert (done.missing, done.kept) == ((), ())
+    files = {file.leg_id: root / file.path for file in done.files}
+    assert np.array_equal(sound(files[CALL_ID]), tone(440, seconds=8))
+    assert np.array_equal(sound(files[LEG2]), np.concatenate([tone(1000), apart]))
+    assert np.array_equal(sound(files[expert]), said)
+    assert all(is_complete(file, call) for file in done.files)
+
+
+async def test_two_agents_after_one_another_have_each_his_part(recordings: Recordings, root: Path) -> None:
+    call = a_call()
+    caller, first = call.legs
+    second = replace(
+        first,
+        leg_id=LegId(f"{CALL_ID}-3"),
+        answered_at=NOON + timedelta(seconds=3),
+        ended_at=NOON + timedelta(seconds=5),
+    )
+    later = NOON + timedelta(seconds=6)
+    call = replace(call, legs=(replace(caller, ended_at=later), first, second), ended_at=later)
+    heard = np.concatenate([tone(1000), tone(300, seconds=1), tone(700), tone(300, seconds=1)])
+    path = recordings.raw_path(call, CALL_ID, RecordingKind.CALL)
+    path.write_bytes(stereo(tone(440, seconds=6), heard))
+    files = {file.leg_id: root / file.path for file in (await recordings.finish(call)).files}
+    assert np.array_equal(sound(files[LEG2]), tone(1000))
+    assert np.array_equal(sound(files[second.leg_id]), tone(700))
+
+
+async def test_a_recording_of_his_own_that_never_began_leaves_his_file_short(recordings: Recordings) -> None:
+    """And one that was to be all of it, missing."""
+    call = a_consultation()
+    path = recordings.raw_path(call, CALL_ID, RecordingKind.CALL)
+    path.write_bytes(stereo(tone(440, seconds=8), tone(1000, seconds=8)))
+    done = await recordings.finish(call)
+    assert [file.leg_id for file in done.missing] == [f"{CALL_ID}-3"]
+    assert [file.leg_id for file in done.files if not is_complete(file, call)] == [LEG2]
+
+
+async def test_a_party_recorded_from_the_first_word_is_not_cut(recordings: Recordings, root: Path) -> None:
+    """As the fallback queue does it."""
+    call = a_call()
+    record(recordings, call)
+    recordings.raw_path(call, LEG2, RecordingKind.LEG).write_bytes(tone(700).tobytes())
+    files = {file.leg_id: root / file.path for file in (await recordings.finish(call)).files}
+    assert np.array_equal(sound(files[LEG2]), tone(700))
+
+
+async def test_a_crash_between_two_removals_costs_nothing(recordings: Recordings, root: Path) -> None:
+    """The parties' originals go first: what was made of both is not made anew of the one that is left."""
+    call = a_consultation()
+    whole = stereo(tone(440, seconds=8), tone(1000, seconds=8))
+    path = recordings.raw_path(call, CALL_ID, RecordingKind.CALL)
+    path.write_bytes(whole)
+    own = recordings.raw_path(call, LEG2, RecordingKind.LEG)
+    own.write_bytes(tone(1100, seconds=6).tobytes())
+    done = await recordings.finish(call)
+    path.write_bytes(whole)
+    assert await recordings.finish(call) == done
+
+
+async def test_what_still_waits_for_the_disk_or_a_writer_is_not_missing(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.3)
+    call = a_consultation()
+    whole = recordings.raw_path(call, CALL_ID, RecordingKind.CALL)
+    whole.write_bytes(stereo(tone(440, seconds=8), tone(1000, seconds=8)))
+    expert = recordings.raw_path(call, LegId(f"{CALL_ID}-3"), RecordingKind.LEG)
+    expert.write_bytes(tone(700).tobytes())
+    with held_open(recordings.raw_path(call, LEG2, RecordingKind.LEG), tone(1100, seconds=3).tobytes()):
+        done = await recordings.finish(call)
+        assert [file.leg_id for file in done.files] == [f"{CALL_ID}-3"]
+        assert [Path(kept.path).name for kept in done.kept] == ["leg-2.raw", "call.raw"]
+        assert done.missing == ()
+    [swept] = await recordings.sweep(*swept_with(call))
+    assert [file.seconds for file in swept.files] == [8.0, 8.0, 8.0, 2.0]
+
+
+async def test_a_call_without_a_record_keeps_what_can_be_told_without_one(recordings: Recordings) -> None:
+    record(recordings, a_call())
+    [swept] = await recordings.sweep(*swept_with())
+    assert [(file.kind, file.leg_id) for file in swept.files] == [
+        (RecordingKind.CALL, None),
+        (RecordingKind.LEG, CALL_ID),
+    ]
+
+
 # --- the writer ---------------------------------------------------------------------------------------------
 
 
@@ -265,7 +400,7 @@ async def test_a_file_still_open_at_the_deadline_is_kept_and_swept_later(
         assert done.files == ()
         assert [kept.reason for kept in done.kept] == ["It is still being written."]
         assert path.exists()
-    [swept] = await recordings.sweep(set())
+    [swept] = await recordings.sweep(*swept_with(call))
     assert [file.seconds for file in swept.files] == [1.0]
 
 
@@ -327,7 +462,7 @@ async def test_the_sweep_finishes_what_a_crash_left_but_for_living_calls(
     record(recordings, living)
     (root / "2026/11/20/ast1-1.1/call.flac.part").write_bytes(b"half of it")
     (root / "2026/11/20/notes.txt").write_text("not ours")
-    [swept] = await recordings.sweep({living.call_id})
+    [swept] = await recordings.sweep(*swept_with(dead, living, living=[living.call_id]))
     assert swept.call_id == dead.call_id
     assert [(file.kind, file.leg_id) for file in swept.files] == [
         (RecordingKind.CALL, None),
@@ -335,8 +470,8 @@ async def test_the_sweep_finishes_what_a_crash_left_but_for_living_calls(
         (RecordingKind.LEG, "ast1-1.1-2"),
     ]
     assert not list((root / "2026/11/20").glob("*/*.part"))
-    assert len(list(root.glob("*/*/*/*/*.raw"))) == 3
-    assert await recordings.sweep({living.call_id}) == []
+    assert [path.parent.name for path in root.glob("*/*/*/*/*.raw")] == [living.call_id]
+    assert await recordings.sweep(*swept_with(living=[living.call_id])) == []
 
 
 FULL = """
@@ -374,8 +509,8 @@ async def test_when_the_disk_takes_no_more_the_original_stays_and_is_marked(
     )
     assert path.read_bytes() == noise.tobytes()
     assert [entry.name for entry in path.parent.iterdir()] == ["call.raw"]
-    [swept] = await recordings.sweep(set())
-    assert [file.codec for file in swept.files] == ["flac"]
+    [swept] = await recordings.sweep(*swept_with(call))
+    assert [file.codec for file in swept.files] == ["flac"] * 3
     assert np.array_equal(soundfile.read(root / swept.files[0].path, dtype="int16")[0], noise)
 
 

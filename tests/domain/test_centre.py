@@ -1,5 +1,6 @@
 """Given, when, then: one call, a few people, and exactly what is done about it."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 import pytest
@@ -112,8 +113,9 @@ def test_a_call_is_greeted_waits_is_offered_answered_talked_rated_and_ends(house
     ]
     house.later(4)
     answered = house.answers(agent)
-    assert [type(effect) for effect in answered] == [Record, Record, Arrange]
-    assert answered[2] == Arrange(call_id, (caller, agent))
+    assert [type(effect) for effect in answered] == [Record, Arrange]
+    assert answered[0].leg_id == caller  # type: ignore[union-attr]  # a Record, as the line above says
+    assert answered[1] == Arrange(call_id, (caller, agent))
     house.later(60)
     assert house.ends(agent) == [Play(caller, 2, ("rating_ask",), Meanwhile.QUIET)]
     assert house.agent(ZHANG).state is AgentState.WRAP_UP
@@ -438,6 +440,10 @@ def test_a_caller_whose_queue_is_taken_away_as_a_phone_rings_goes_on_in_his_flow
     assert house.ends(leg_id(call_id, 2), Outcome.BUSY) == [HangUp(LegId(call_id))]
 
 
+def recorded(effects: Iterable[object]) -> list[LegId]:
+    return [effect.leg_id for effect in effects if isinstance(effect, Record)]
+
+
 # --- three parties ------------------------------------------------------------------------------------------
 
 
@@ -445,12 +451,16 @@ def test_consult_merge_leave(house: House) -> None:
     call_id, agent = house.talking()
     caller, third = LegId(call_id), leg_id(call_id, 3)
     by = ZHANG.user_id
-    assert house.asks(Invite(by, call_id, specialist("tax1"))) == [
+    asked = house.asks(Invite(by, call_id, specialist("tax1")))
+    assert [effect for effect in asked if not isinstance(effect, Record)] == [
         Ring(call_id, third, Role.SPECIALIST, "8001", 30.0, "96500", "96500"),
         Arrange(call_id, (agent,), (caller,)),
     ]
     assert house.agent(ZHANG).state is AgentState.HELD
-    assert house.answers(third)[-1] == Arrange(call_id, (agent, third), (caller,))
+    answered = house.answers(third)
+    assert answered[-1] == Arrange(call_id, (agent, third), (caller,))
+    # Each from the moment on at which he may be heard where the caller is not.
+    assert [recorded(asked), recorded(answered)] == [[agent], [third]]
     assert house.call(call_id).legs[2].joined_at is None
     assert house.asks(Merge(by, call_id)) == [Arrange(call_id, (caller, agent, third))]
     assert house.asks(Merge(by, call_id)) == []
@@ -472,6 +482,27 @@ def test_consult_merge_leave(house: House) -> None:
         StepKind.ENDED,
     ]
     assert house.agent(TAX1).state is AgentState.LOGGED_OUT
+
+
+def test_a_third_at_the_table_is_recorded_by_himself_and_so_is_who_was_there_before(house: House) -> None:
+    """Of two the file of the call holds both; of three it holds a mixture."""
+    call_id, agent = house.talking()
+    third, fourth = leg_id(call_id, 3), leg_id(call_id, 4)
+    house.asks(Invite(ZHANG.user_id, call_id, specialist("tax1"), privately=False))
+    house.later(2)
+    assert recorded(house.answers(third)) == [agent, third]
+    assert recorded(house.asks(Hold(ZHANG.user_id, call_id))) == []
+    house.asks(Invite(ZHANG.user_id, call_id, outside()))
+    assert recorded(house.answers(fourth)) == [fourth]
+
+
+def test_who_takes_over_from_an_agent_is_in_the_file_of_the_call(house: House) -> None:
+    call_id, agent = house.talking()
+    house.ready(LI)
+    house.asks(Transfer(ZHANG.user_id, call_id, specialist(LI.user_id)))
+    house.ends(agent)
+    house.later(2)
+    assert recorded(house.answers(leg_id(call_id, 3))) == []
 
 
 def test_attended_transfer_is_invite_then_leave_while_the_caller_still_hears_music(house: House) -> None:

@@ -75,6 +75,18 @@ async def test_a_call_is_greeted_answered_talked_rated_and_stands_as_a_ticket(cl
         assert _holds(pcm[:, 1], "agent")
         assert not _holds(pcm[:, 0], "agent")
 
+        # each party's own file holds its voice, and the other's not
+        for leg, (voice, other) in zip(
+            ended["legs"], (("caller", "agent"), ("agent", "caller")), strict=True
+        ):
+            (own,) = (file for file in ticket["recordings"] if file["leg_id"] == leg["leg_id"])
+            assert own["complete"]
+            _, _, sound = await quality.raw(own["href"])
+            said, _ = soundfile.read(io.BytesIO(sound), dtype="int16")
+            assert said.ndim == 1
+            assert _holds(said, voice)
+            assert not _holds(said, other)
+
 
 async def test_both_hear_each_other_at_once(clean_house: House) -> None:
     """From the agent's answer on, not only after a while: no syllable of the greeting of either is lost."""
