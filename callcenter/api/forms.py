@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from callcenter.api.desk import Desk
 from callcenter.api.ports import FormsPort, TicketReader
@@ -17,7 +17,7 @@ from callcenter.api.views import (
     FormView,
     HistoryView,
 )
-from callcenter.api.wire import Message
+from callcenter.api.wire import Message, printable
 from callcenter.api.words import Fault
 from callcenter.domain.calls import CallId
 from callcenter.domain.messages import Reason
@@ -32,17 +32,17 @@ class FormBody(Message):
 
     version: Annotated[int, Field(ge=0)]
     spec_version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")] = CURRENT
-    kind: Annotated[str, StringConstraints(max_length=20)] = ""
-    title: Annotated[str, StringConstraints(max_length=200)] = ""
-    content: Annotated[str, StringConstraints(max_length=8000)] = ""
+    kind: Annotated[str, StringConstraints(max_length=20), AfterValidator(printable)] = ""
+    title: Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)] = ""
+    content: Annotated[str, StringConstraints(max_length=8000), AfterValidator(printable)] = ""
     category: Annotated[str, StringConstraints(pattern=r"^[0-9]{0,12}$")] = ""
-    region: Annotated[str, StringConstraints(max_length=200)] = ""
-    address: Annotated[str, StringConstraints(max_length=300)] = ""
+    region: Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)] = ""
+    address: Annotated[str, StringConstraints(max_length=300), AfterValidator(printable)] = ""
     occurred_on: date | None = None
-    contact_name: Annotated[str, StringConstraints(max_length=80)] = ""
-    contact_phone: Annotated[str, StringConstraints(max_length=40)] = ""
+    contact_name: Annotated[str, StringConstraints(max_length=80), AfterValidator(printable)] = ""
+    contact_phone: Annotated[str, StringConstraints(max_length=40), AfterValidator(printable)] = ""
     confidential: bool = False
-    reply: Annotated[str, StringConstraints(max_length=8000)] = ""
+    reply: Annotated[str, StringConstraints(max_length=8000), AfterValidator(printable)] = ""
 
     def form(self) -> Form:
         return Form(**self.model_dump(exclude={"version"}))

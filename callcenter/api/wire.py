@@ -26,19 +26,19 @@ from callcenter.domain.messages import Request, Target, TargetKind
 CommandId = NewType("CommandId", int)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     # PostgreSQL stores no NUL; the other control characters have no business in what a person types.
     if any(ord(sign) < 0x20 and sign not in "\t\n\r" for sign in text) or "\x7f" in text:
         raise ValueError("must not hold control characters")
     return text
 
 
-Word = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(printable)]
 """A code, a user name, a queue: whatever the directory knows; the centre says whether it exists."""
 CallIdText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,80}$")]
 LegIdText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,90}$")]
 NumberText = Annotated[str, StringConstraints(pattern=r"^\+?[0-9*#]{1,24}$")]
-NoteText = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_printable)]
+NoteText = Annotated[str, StringConstraints(max_length=4000), AfterValidator(printable)]
 
 
 class Message(BaseModel):

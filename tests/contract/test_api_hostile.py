@@ -271,3 +271,33 @@ async def test_requests_that_are_no_http(home: House) -> None:
         writer.close()
     async with home.client.get(home.url + "/healthz", timeout=aiohttp.ClientTimeout(total=5)) as response:
         assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 2\r\nContent-Length: 30\r\n",
+        b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Content-Length: +2\r\n",
+        b"Content-Length: 2 2\r\n",
+        b"Content-Length : 2\r\n",
+        b" Content-Length: 2\r\n",
+    ],
+)
+async def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_read(
+    home: House, head: bytes
+) -> None:
+    """Request smuggling (RFC 9112 6.3, 11.2): a proxy and this server must never disagree where a request ends."""
+    host, port = home.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    smuggled = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    writer.write(b"POST /api/v1/session HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n{}" + smuggled)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    head_line, *others = [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+    assert (head_line.split()[1], others) == (b"400", [])

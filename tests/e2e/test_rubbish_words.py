@@ -283,8 +283,8 @@ async def test_words_in_every_field_of_the_screen(clean_house: House) -> None:
         clean_house.rest("leader1") as leader,
         clean_house.phone("1002") as bystander,
     ):
-        seen = await talk.seen()
-        rest = talk.agent.rest
+        seen = await talk.until(lambda call: call["ticket_number"])
+        rest, ticket = talk.agent.rest, seen["ticket_number"]
         for number, word in enumerate(words(talk.call_id)):
             async with console(clean_house, rest.token, client=f"rubbish-{number}") as screen:
                 for kind, body in fields(word):
@@ -296,6 +296,7 @@ async def test_words_in_every_field_of_the_screen(clean_house: House) -> None:
                     assert (await ask(screen, {"type": "set_state"} | state))["type"] == "refused", word
                 await note_is_kept_or_refused(rest, talk.call_id, word)
                 await note_is_kept_or_refused_on_screen(screen, rest, talk.call_id, word)
+                await form_is_kept_or_refused(rest, ticket, word)
             await asked_for(leader, word)
         for word in WORDS[::8]:  # each costs a password's hash
             await refused(leader, "POST", "/api/v1/session", {"user": word, "password": word})
@@ -355,6 +356,22 @@ async def note_is_kept_or_refused_on_screen(
         assert (await rest.get(f"/api/v1/calls/{call_id}"))["note"] == word
     else:
         assert (answer["reason"], bool(answer["message_zh"])) == ("bad_message", True)
+
+
+async def form_is_kept_or_refused(rest: Rest, ticket: str, word: str) -> None:
+    """All its texts at once, and what is not kept one by one."""
+    path = f"/api/v1/tickets/{ticket}/form"
+    texts = ("title", "content", "region", "address", "contact_name", "contact_phone", "reply")
+    for given in (dict.fromkeys(texts, word), *({name: word} for name in (*texts, "kind", "category"))):
+        body = {"version": (await rest.get(path))["version"]} | given
+        async with rest.session.put(path, data=json.dumps(body), headers=rest._headers()) as answer:
+            said = await answer.json()
+        if answer.status == 200:
+            kept = await rest.get(path)
+            assert {name: kept[name] for name in given} == given
+            return
+        assert answer.status == 400, said
+        assert said["error"]["message_zh"]
 
 
 async def asked_for(rest: Rest, word: str) -> None:
