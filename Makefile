@@ -45,6 +45,7 @@ bench: environment-dev
 # make chaos NAMES="stages away" runs some of it.
 .PHONY: chaos
 chaos: environment-dev
+	@tools/system-packages.sh postgresql libfaketime
 	@$(BIN)/callcenter setup --asterisk-only
 	@$(BIN)/python -m tests.chaos $(NAMES)
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
+from time import monotonic
 from typing import TypeVar, assert_never
 
 import structlog
@@ -74,6 +75,7 @@ _HANDSHAKE_SECONDS = 10.0
 _MOST_CONNECTIONS = 5_000
 _BROWSERS_SECONDS = 10.0
 _RESTART_SECONDS = 2.0
+_HUNG_LOOK_SECONDS = 1.0
 _DATABASE_RETRY_SECONDS = 5.0
 _HEALTH_SECONDS = 2.0
 _FULL_BYTES = 100_000
@@ -292,9 +294,12 @@ class App:
                 self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
 
     async def keep_asterisk(self) -> None:
-        """Start Asterisk again when it has died."""
+        """Start Asterisk again when it has died, and end one that hangs."""
         while True:
-            status = await self.asterisk.wait()
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._end_hung_asterisk(), name="whether asterisk hangs")
+                status = await self.asterisk.wait()
+                watch.cancel()
             log.error("asterisk ended", status=status)
             self.asterisk = AsteriskProcess(self.asterisk.instance)
             try:
@@ -304,6 +309,26 @@ class App:
                 await asyncio.sleep(_RESTART_SECONDS)
             else:
                 log.info("asterisk started again", pid=self.asterisk.pid)
+
+    async def _end_hung_asterisk(self) -> None:
+        """Kill Asterisk when it has answered nothing for long: a hung one serves nobody and holds every port.
+
+        One that only its manager interface cannot be reached of goes on: who talks there talks, and its fallback
+        queue answers.
+        """
+        silent_since: float | None = None
+        while True:
+            await asyncio.sleep(_HUNG_LOOK_SECONDS)
+            now = monotonic()
+            if self.telephony.connected or await self.asterisk.answers(timeout=_HUNG_LOOK_SECONDS):
+                silent_since = None
+            elif silent_since is None:
+                silent_since = now
+            elif now - silent_since >= self.settings.asterisk.hung_seconds:
+                seconds = str(round(now - silent_since))
+                self.engine.tell(Alarm("asterisk_hung", {"seconds": seconds}))
+                self.asterisk.kill()
+                return
 
     async def drain(self) -> None:
         """Take no new call, and return when the last one that was there has ended."""

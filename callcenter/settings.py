@@ -277,6 +277,15 @@ class Asterisk(Section):
         en="Debian mirror for Asterisk's packages; empty is the one this machine's apt uses",
         allowed="空，或 http(s)/file 网址 / empty, or an http(s) or file address",
     )
+    hung_seconds: float = _setting(
+        30.0,
+        zh="Asterisk 卡死（AMI 与自身控制台都不应答）多久后杀掉重启，其通话随之结束",
+        en="how long Asterisk may be hung (neither AMI nor its own console answers) before it is killed and started "
+        "again, which ends its calls",
+        unit="s",
+        ge=3,
+        le=600,
+    )
 
 
 class Recordings(Section):

@@ -123,6 +123,20 @@ class AsteriskProcess:
             os.close(descriptor)
             self._reap()
 
+    def kill(self) -> None:
+        """End it at once, with all that it started; ``wait`` returns then."""
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+
+    async def answers(self, *, timeout: float) -> bool:  # noqa: ASYNC109  # what the caller calls no answer
+        """Whether it answers on its own console, a socket that needs none of its manager interface."""
+        try:
+            async with asyncio.timeout(timeout):
+                return b"uptime" in await self._console("core show uptime seconds")
+        except TimeoutError:
+            return False
+
     async def wait(self) -> int | None:
         """Return when it has ended, with its exit status (None if it was adopted: only a parent learns it)."""
         if self._pid is not None:
@@ -159,22 +173,26 @@ class AsteriskProcess:
         """Asterisk's own command for it: the manager answers before the last module is loaded."""
         while True:
             self._require_alive()
-            asker = await asyncio.create_subprocess_exec(
-                *self.instance.install.command,
-                *("-C", str(self.instance.configuration), "-rx", "core waitfullybooted"),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                answer, _ = await asker.communicate()
-            finally:
-                if asker.returncode is None:
-                    asker.kill()
-                    await asker.wait()
-            if b"fully booted" in answer:
+            if b"fully booted" in await self._console("core waitfullybooted"):
                 return
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _console(self, command: str) -> bytes:
+        """What it prints to a command on its console; nothing when nobody listens there."""
+        asker = await asyncio.create_subprocess_exec(
+            *self.instance.install.command,
+            *("-C", str(self.instance.configuration), "-rx", command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            answer, _ = await asker.communicate()
+        finally:
+            if asker.returncode is None:
+                asker.kill()
+                await asker.wait()
+        return answer
 
     def _require_alive(self) -> None:
         if self._child is not None and (status := self._child.poll()) is not None:

@@ -104,14 +104,18 @@ class Traffic:
     def run(self, *, until_ended: int) -> None:
         """Go on until so many calls in all have ended."""
         while self.ended < until_ended:
-            seconds, _, act = heapq.heappop(self._due)
-            while (due := self.centre.next_deadline()) is not None and due <= seconds:
-                self._tick(due)
-                if self.record is not None:
-                    self.record.append(Said(None, False, self._now))
-                self._live(self.centre.advance(self._now))
-            self._tick(seconds)
-            act()
+            self.run_one()
+
+    def run_one(self) -> None:
+        """Do what is due next, and before it what the centre's deadlines are for."""
+        seconds, _, act = heapq.heappop(self._due)
+        while (due := self.centre.next_deadline()) is not None and due <= seconds:
+            self._tick(due)
+            if self.record is not None:
+                self.record.append(Said(None, False, self._now))
+            self._live(self.centre.advance(self._now))
+        self._tick(seconds)
+        act()
 
     # --- to the centre --------------------------------------------------------------------------------------
 
@@ -218,12 +222,15 @@ class Traffic:
         elif fate < 0.97:
             self._end_later(1.0, leg, Outcome.BUSY)
 
+    def _talk_seconds(self, _: CallId) -> float:
+        return self._random.uniform(0.4, 1.6) * TALK_SECONDS
+
     def _converse(self, call_id: CallId, caller: LegId, desk: LegId) -> None:
         call = self.centre.calls[call_id]
         agent = next(leg.user_id for leg in call.legs if leg.leg_id == desk)
         if agent is None:
             return
-        seconds = self._random.uniform(0.4, 1.6) * TALK_SECONDS
+        seconds = self._talk_seconds(call_id)
         if self._chance(0.15):
             self._ask_later(seconds * 0.1, Hold(agent, call_id))
             self._ask_later(seconds * 0.2, Resume(agent, call_id))

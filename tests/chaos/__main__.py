@@ -3,6 +3,9 @@
 import argparse
 import asyncio
 import logging
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,9 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.rows import Row, Verdict, judged, spread
-from tests.chaos import kill, script
+from tests.chaos import day, kill, script
+from tests.chaos.asterisk import AGENTS, IDLE, SPECIALISTS, TRUE_SECONDS, Fault, asterisk_fails
 from tests.chaos.audit import Audit, shown
 from tests.chaos.city import standing
+from tests.e2e.house import ROOT
 
 WIDTH = 150
 
@@ -89,13 +94,112 @@ def adopt() -> list[Row]:
     ]
 
 
+def asterisk() -> list[Row]:
+    """Asterisk killed, killed with the engine, frozen, and hung for good, each with a caller at every stage."""
+    rows = []
+    for fault in Fault:
+        with (
+            tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+            standing(
+                Path(directory),
+                agents=AGENTS + IDLE,
+                specialists=SPECIALISTS,
+                offer_seconds=kill.OFFER_SECONDS,
+                wrap_up_seconds=kill.WRAP_UP_SECONDS,
+                change=kill.flows_for_stages,
+            ) as house,
+        ):
+            came = asyncio.run(asterisk_fails(house, fault, seed=7))
+        if came.wrong:
+            print(shown(came.wrong, most=30), file=sys.stderr)
+        rows.append(
+            judged(
+                f"{fault.value}, a caller at every stage",
+                ours=f"{len(came.wrong)} violations; away {came.away:.1f} s, all true {came.true_after:.1f} s after "
+                f"its return; {came.found}",
+                target=f"nothing violated, all true within {TRUE_SECONDS:.0f} s",
+                met=not came.wrong and came.true_after <= TRUE_SECONDS,
+            )
+        )
+    return rows
+
+
+def days() -> list[Row]:
+    """A fortnight of real calls, and the busiest day of the largest hotline, both in virtual time."""
+    rows = [_day("a day of 87,000 calls", list(day.synthetic(87_000)), agents=720, specialists=80)]
+    trace = os.environ.get("CALL_TRACE")
+    if not trace:
+        missing = "not replayed: set CALL_TRACE to the file of calls (tests/chaos/day.py says which)"
+        return [*rows, Row("real calls replayed", missing, verdict=Verdict.FAILED)]
+    return [*rows, _day("real calls replayed", day.traced(Path(trace)), agents=18, specialists=4)]
+
+
+def _day(what: str, callers: Sequence[day.Caller], *, agents: int, specialists: int) -> Row:
+    began = time.monotonic()
+    found = day.Day(callers, agents=agents, specialists=specialists).play()
+    if found.wrong:
+        print(shown(found.wrong, most=30), file=sys.stderr)
+    return judged(
+        f"{what}, {agents} agents",
+        ours=f"{len(found.wrong)} violations; {found}; {found.hours:,.0f} h in {time.monotonic() - began:.0f} s",
+        target="nothing violated, an end for each",
+        met=not found.wrong and found.ended == found.calls == len(callers),
+    )
+
+
+def _tests(*arguments: str, seconds: float, **environment: str) -> Callable[[], list[Row]]:
+    """Tests in their long form, as a row; so many seconds at most."""
+
+    def run() -> list[Row]:
+        what = " ".join([*(f"{name}={value}" for name, value in environment.items()), *arguments])
+        with subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as running:
+            try:
+                said, _ = running.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGINT)  # pytest takes its houses down
+                said, _ = running.communicate(timeout=60)
+        if running.returncode:
+            print(said[-6_000:], file=sys.stderr)
+        last = said.strip().splitlines()[-1] if said.strip() else "said nothing"
+        return [
+            judged(
+                what,
+                ours=last.strip("= "),
+                target=f"all pass in {seconds:.0f} s",
+                met=running.returncode == 0,
+            )
+        ]
+
+    return run
+
+
 FAULTS: dict[str, Callable[[], list[Row]]] = {
     "stages": stages,
     "away": away,
     "adopt": adopt,
     "kills": kills,
     "scripts": scripts,
+    "asterisk": asterisk,
+    "day": days,
+    "core": _tests("tests/domain/test_random_scripts.py", "-k", "long", seconds=1800, LONG_EVENTS="1000000"),
+    "link": _tests("tests/e2e/test_link_lost.py", seconds=1200),
+    "clock": _tests("tests/e2e/test_link_clock.py", seconds=900),
+    "phones": _tests("tests/e2e/test_phones_vanish.py", seconds=600),
+    "shutdown": _tests("tests/e2e/test_shutdown.py", seconds=900),
+    "storage": _tests("tests/e2e/test_storage_outage.py", seconds=1200, OUTAGE_SECONDS="60"),
+    "disk": _tests("tests/e2e/test_storage_disk.py", seconds=900),
+    "backup": _tests("tests/e2e/test_storage_backup.py", seconds=900),
 }
+"""By name; each ends by itself or after its bound."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

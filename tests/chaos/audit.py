@@ -51,7 +51,6 @@ async def audit(city: City, *, lost_audio: bool = False) -> Audit:
             await _recordings(city, record, found, lost_audio=lost_audio)
     await _tickets(city, found)
     found.wrong += city.troubles + city.rings_at_once() + _silences(city, found) + _answers(city, found)
-    found.longest_silence = max((citizen.longest_silence for citizen in city.citizens), default=0.0)
     return found
 
 
@@ -150,8 +149,8 @@ def _ordered(name: str, of: dict[str, Any], *keys: str) -> list[str]:
 
 
 async def _recordings(city: City, record: dict[str, Any], found: Audit, *, lost_audio: bool) -> None:
-    if record["answered_at"] is None:
-        return
+    if record["answered_at"] is None or any(leg["ended_at"] is None for leg in record["legs"]):
+        return  # a leg without an end has been told of
     name = f"call {record['call_id']}"
 
     async def look() -> dict[str, float]:
@@ -219,9 +218,12 @@ def _silences(city: City, found: Audit) -> list[str]:
             if step["kind"] == "message_left"
             for until in [datetime.fromisoformat(step["at"]).timestamp()]
         ]
+        if not citizen.silences:
+            found.longest_silence = max(found.longest_silence, citizen.longest_silence)
         for since, seconds in citizen.silences:
             begin, end = city.utc(since), city.utc(since + seconds)
             spoken = sum(max(0.0, min(end, until) - max(begin, start)) for start, until in speaking)
+            found.longest_silence = max(found.longest_silence, seconds - spoken)
             if seconds - spoken > DEAD_AIR_SECONDS:
                 wrong.append(
                     f"{citizen.number} heard nothing for {seconds:.1f} s from {since - city.began:.1f} on"

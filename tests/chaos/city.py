@@ -238,6 +238,14 @@ class City:
                 for call in list(phone.calls.values()):
                     goodbyes.create_task(hang_up(call), name="goodbye")
 
+    def forget_silences(self) -> None:
+        """What was not heard up to now had a cause that no engine can help."""
+        now = time.monotonic()
+        for citizen in self.citizens:
+            citizen.silences.clear()
+            citizen.longest_silence = 0.0
+            citizen.last_sound = now if citizen.last_sound is not None else None
+
     def utc(self, monotonic: float) -> float:
         return monotonic + self.wall
 

@@ -31,7 +31,7 @@ from callcenter.phone.measure import read_wav, shares, tone, write_wav
 from callcenter.phone.phone import Call, Phone
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST_PORT, LAST_PORT, BLOCK = 24000, 29999, 600
+FIRST_PORT, LAST_PORT, BLOCK = 24000, 31799, 600
 READY = "就绪"
 TONES = {"caller": 450.0, "agent": 1050.0, "specialist": 2050.0, "other": 1650.0}
 SHORT_SECONDS = 0.6
