@@ -21,11 +21,11 @@ export function leavesOf(
       en: above ? `${above.en} › ${each.en}` : each.en,
     }
     if (each.parts.length) return leavesOf(each.parts, path)
-    return [{ code: each.code, ...path, letters: initials(path.zh) }]
+    return [{ code: each.code, ...path, letters: path.zh.split(' › ').map(initials).join(' ') }]
   })
 }
 
-/** Those whose own name begins with what is sought come first. */
+/** Those first in whose way a name begins with what is sought. */
 export function matching(leaves: readonly Leaf[], search: string, atMost = 30): Leaf[] {
   const words = search
     .trim()
@@ -36,6 +36,9 @@ export function matching(leaves: readonly Leaf[], search: string, atMost = 30): 
     const text = `${leaf.zh} ${leaf.en} ${leaf.code}`.toLowerCase()
     return words.every((word) => text.includes(word) || leaf.letters.includes(word))
   })
-  const own = (leaf: Leaf): boolean => (leaf.zh.split(' › ').pop() ?? '').startsWith(words[0] ?? '')
-  return [...fits.filter(own), ...fits.filter((leaf) => !own(leaf))].slice(0, atMost)
+  const begins = (leaf: Leaf): boolean => {
+    const names = [...leaf.zh.split(' › '), ...leaf.letters.split(' ')]
+    return names.some((name) => name.startsWith(words[0] ?? ''))
+  }
+  return [...fits.filter(begins), ...fits.filter((leaf) => !begins(leaf))].slice(0, atMost)
 }

@@ -55,9 +55,13 @@ export function useToday() {
 
   /** The records, with what was told of them since they were read. */
   const calls = computed(() => {
-    const fresh = new Map((live.world?.ended ?? []).map((call) => [call.call_id, call]))
+    const ended = live.world?.ended ?? []
+    // A caller who still rates the conversation is a living call whose wrap-up is known already.
+    const fresh = new Map(
+      [...Object.values(live.world?.calls ?? {}), ...ended].map((call) => [call.call_id, call]),
+    )
     const known = new Set(records.value.map((call) => call.call_id))
-    const added = [...fresh.values()].filter((call) => !known.has(call.call_id)).reverse()
+    const added = ended.filter((call) => !known.has(call.call_id)).reverse()
     return [...added, ...records.value].map((call) => {
       const newer = fresh.get(call.call_id)
       return newer && newer.version > call.version ? newer : call
