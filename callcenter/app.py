@@ -157,6 +157,8 @@ class App:
         self.hands_over = False
         """On the way out Asterisk and its calls are left to the next engine."""
         self._content: DirectoryContent | None = None
+        self._directory_entry = 0
+        """The last entry of the audit when the directory was last asked about."""
         self._recorded: set[CallId] = set()
         self._ended: asyncio.Queue[Call] = asyncio.Queue()  # one entry a recorded call that has ended
         self.engine.subscribe(self._changed)
@@ -189,6 +191,7 @@ class App:
 
     async def take_up(self) -> None:
         """Learn the people and flows, and what was going on when the engine last ran."""
+        self._directory_entry = await self.directory.last_entry()
         self._content = await self.directory.load()
         self.engine.post(_directory_changed(self._content))
         self.engine.post(FlowsChanged(tuple(self.flows.flows.values())))
@@ -215,14 +218,24 @@ class App:
             return set(call_ids)
 
     async def watch_directory(self) -> None:
-        """Let the centre know of people and queues as they are now: who was disabled is rung no more."""
+        """Let the centre know of people and queues as they are now: who was disabled is rung no more.
+
+        Reading them all would stop the loop for tens of milliseconds with a thousand people, so the audit is asked
+        whether anybody has edited anything; each time from the entry that was the last a round ago.
+        """
+        known, older = frozenset[int](), self._directory_entry
         while True:
             await asyncio.sleep(_DIRECTORY_POLL_SECONDS)
             try:
-                content = await self.directory.load()
+                edits, newest = await self.directory.edits_since(older)
+                if edits <= known:
+                    content = self._content
+                else:
+                    content = await self.directory.load()
             except DatabaseAway:
                 continue  # the health page says so
-            if content != self._content:
+            known, older, self._directory_entry = edits, self._directory_entry, newest
+            if content is not None and content != self._content:
                 self._content = content
                 self.engine.post(_directory_changed(content))
 

@@ -202,6 +202,26 @@ async def test_edits_go_by_id_and_are_audited(directory: Directory, clock: Clock
     )
 
 
+async def test_an_edit_is_seen_by_who_asks_and_nothing_else_looks_like_one(directory: Directory) -> None:
+    """However it came: what this says is all that a running engine looks at."""
+    before = await directory.last_entry()
+    await directory.audit(AGENT1, "recording_played", "x-1.1")
+    await directory.set_password(AGENT1, "another-1")
+    assert await directory.edits_since(before) == (frozenset(), await directory.last_entry())
+    for edit in (
+        directory.add_user(a_user()),
+        directory.set_disabled(UserId("agent9"), disabled=True),
+        directory.save_queue(QueueData(queue="new", zh="新", en="New", skill="hotline")),
+    ):
+        seen = await directory.last_entry()
+        await edit
+        edits, newest = await directory.edits_since(seen)
+        assert edits == {newest}
+    edits, newest = await directory.edits_since(before)
+    assert len(edits) == 3
+    assert await directory.edits_since(newest) == (frozenset(), newest)
+
+
 @pytest.mark.parametrize(
     "edit",
     [
