@@ -1,7 +1,7 @@
 """What Asterisk writes down of its channels, for an engine that was away: who came, who talked with whom, who left when.
 
-Asterisk's own event log (cel_custom) appends a line for each channel's begin, each entry into a bridge and each end. The
-file is read at every resync; nothing depends on it while the engine listens.
+Asterisk's own event log (cel_custom) appends a line for each channel's begin, each entry into the fallback queue or
+a bridge and each end. The file is read at every resync; nothing depends on it while the engine listens.
 """
 
 import csv
@@ -111,9 +111,13 @@ def _take(channels: dict[str, _Channel], row: list[str]) -> None:
     channel.serves, channel.name = serves, technical
     match kind:
         case "CHAN_START":
-            channel.began_at, channel.caller, channel.context, channel.dialled = at, caller, context, dialled
+            channel.began_at, channel.context, channel.dialled = at, context, dialled
+            return  # a caller's channel begins without a number: the dialplan gives it one that is fit to be read
+        case "APP_START":
+            pass  # the fallback queue's
         case "BRIDGE_ENTER":
             channel.bridged_at = channel.bridged_at or at
         case "HANGUP":
             why = json.loads(extra) if extra else {}
             channel.was = LegWas(at, outcome_of(str(why.get("hangupcause", "")), ""))
+    channel.caller = caller or channel.caller

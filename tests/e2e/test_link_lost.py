@@ -4,8 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,14 @@ import pytest
 from callcenter.phone.g711 import Pcm
 from callcenter.phone.measure import tone
 from callcenter.phone.phone import Call
-from tests.e2e.house import TONES, House, Rest, dial, prepared, until, until_hears
-from tests.e2e.wire_tap import Cable, tapped
+from tests.e2e.house import TONES, House, Rest, dial, until, until_hears
+from tests.e2e.wire_tap import Cable, on_a_cable
 
 pytestmark = pytest.mark.timeout(300)  # houses are started twice
 
 
 def _tone(name: str) -> Pcm:
     return tone(TONES[name], 1)
-
-
-@asynccontextmanager
-async def on_a_cable(directory: Path) -> AsyncIterator[tuple[House, Cable]]:
-    house = House(directory / "h")
-    try:
-        await asyncio.to_thread(prepared, house, offer_seconds=20, wrap_up_seconds=1)
-        async with tapped(house) as cable:
-            yield house, cable
-    finally:
-        house.close()
 
 
 async def phases(leader: Rest) -> list[str]:

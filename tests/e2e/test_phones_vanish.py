@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import House, dial, prepared, until, until_hears
+from callcenter.phone.phone import Phone
+from tests.e2e.house import House, Person, ProblemError, dial, prepared, until, until_hears
 
 pytestmark = pytest.mark.timeout(300)  # each step waits until a phone is believed dead
 
@@ -86,5 +87,75 @@ async def test_a_specialists_phone_vanishes(tmp_path: Path) -> None:
             await until_hears(desk, "caller", seconds=15)
             await call.hang_up()
             await desk.ended.wait(15)
+    finally:
+        house.close()
+
+
+class LoosePhone(Phone):
+    """A phone whose cable can be pulled out and put in again: its socket stays, so that no ICMP tells anybody."""
+
+    plugged_in = True
+
+    def send(self, data: bytes, destination: tuple[str, int]) -> None:
+        if self.plugged_in:
+            super().send(data, destination)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if self.plugged_in:
+            super().datagram_received(data, addr)
+
+
+async def test_phones_vanish_in_a_private_talk_and_in_wrap_up_and_one_comes_back(tmp_path: Path) -> None:
+    """All at once: the held caller is with somebody, who wrapped up is not ready, five seconds end no call."""
+    house = House(tmp_path / "h")
+    try:
+        await asyncio.to_thread(prepared, house, offer_seconds=30, wrap_up_seconds=120)
+        await asyncio.to_thread(house.start)
+        async with AsyncExitStack() as stack:
+            citizens = [await stack.enter_async_context(house.caller(f"1710000076{n}")) for n in range(3)]
+            specialist = await stack.enter_async_context(house.person("spec1", "8001", ready=False))
+
+            loose = LoosePhone(user="1004", password="demo", server=("127.0.0.1", house.sip))
+            await stack.enter_async_context(loose)
+            await loose.register()
+            rest = await stack.enter_async_context(house.rest("agent4"))
+            blinking = Person(house, "agent4", rest, loose)
+            await blinking.until(lambda me: me["agent"]["phone_reachable"])
+            await blinking.set("ready")
+            talk = await dial(citizens[0], seconds=30)
+            desk = await blinking.answers(seconds=30)
+
+            writing = await stack.enter_async_context(house.person("agent3", "1003"))
+            brief = await dial(citizens[1], seconds=30)
+            await writing.answers("other", seconds=30)
+            await brief.hang_up()
+            await writing.until_state("wrap_up")
+
+            asking = await stack.enter_async_context(house.person("agent1", "1001"))
+            held = await dial(citizens[2], seconds=30)
+            asks = await asking.answers(seconds=30)
+            await asking.does("invite", await asking.call_id(), user="spec1")
+            await specialist.answers("specialist", seconds=30)
+            await until_hears(asks, "specialist", seconds=15)
+
+            loose.plugged_in = False
+            desk.mute()
+            asking.phone.vanish()
+            writing.phone.vanish()
+            await asyncio.sleep(5)
+            loose.plugged_in = True
+            desk.mute(False)
+            await until_hears(held, "specialist", seconds=60)
+            me = await writing.until(lambda me: not me["agent"]["phone_reachable"], seconds=60)
+            assert me["agent"]["state"] == "wrap_up"
+            with pytest.raises(ProblemError) as refused:
+                await writing.set("ready")
+            assert refused.value.reason == "phone_unreachable"
+            await blinking.until(lambda me: me["agent"]["phone_reachable"], seconds=30)
+            await asyncio.sleep(6)  # longer than silence is borne
+            await until_hears(talk, "agent", seconds=15)
+            await until_hears(desk, "caller", seconds=15)
+            for call in (talk, held):
+                await call.hang_up()
     finally:
         house.close()

@@ -4,8 +4,9 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
-from tests.e2e.house import House
+from tests.e2e.house import House, prepared
 
 _END = b"\r\n\r\n"
 
@@ -26,6 +27,8 @@ class Cable:
         """False: the cable is cut before this action comes through."""
         self.on_event: Judge = lambda _name, _text: True
         """False: the event is lost and everything else passes."""
+        self.on_answer: Callable[[str], bool] = lambda _action_id: True
+        """False: the cable is cut before the answer to this action comes through."""
         self._refuses = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ends: set[asyncio.StreamWriter] = set()
@@ -118,9 +121,12 @@ class Cable:
 
     def _judged(self, kind: str, raw: bytes) -> bool:
         text = raw.decode("utf-8", "replace")
-        name = _header(text, kind)
-        if not name:
-            return True  # the banner, or a response
+        name = header(text, kind)
+        if not name:  # the banner, or an answer
+            if kind == "Event" and not self.on_answer(header(text, "ActionID")):
+                self.drop()
+                return False
+            return True
         if kind == "Event":
             return self.on_event(name, text)
         if not self.on_action(name, text):
@@ -136,7 +142,8 @@ def _opened() -> asyncio.Event:
     return gate
 
 
-def _header(text: str, name: str) -> str:
+def header(text: str, name: str) -> str:
+    """The value of a message's header; empty when it has none."""
     return next((line.partition(": ")[2] for line in text.split("\r\n") if line.startswith(f"{name}: ")), "")
 
 
@@ -156,3 +163,15 @@ async def tapped(house: House) -> AsyncIterator[Cable]:
     finally:
         server.close()
         await cable.end()
+
+
+@asynccontextmanager
+async def on_a_cable(directory: Path) -> AsyncIterator[tuple[House, Cable]]:
+    """A house of its own with a cable, closed afterwards."""
+    house = House(directory / "h")
+    try:
+        await asyncio.to_thread(prepared, house, offer_seconds=20, wrap_up_seconds=1)
+        async with tapped(house) as cable:
+            yield house, cable
+    finally:
+        house.close()
