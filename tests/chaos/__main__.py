@@ -22,6 +22,7 @@ from tests.chaos import day, kill, script
 from tests.chaos.asterisk import AGENTS, IDLE, SPECIALISTS, TRUE_SECONDS, Fault, asterisk_fails
 from tests.chaos.audit import Audit, shown
 from tests.chaos.city import standing
+from tests.chaos.wire import telephoned_in_bad_weather
 from tests.e2e.house import ROOT
 
 WIDTH = 150
@@ -147,6 +148,20 @@ def _day(what: str, callers: Sequence[day.Caller], *, agents: int, specialists: 
     )
 
 
+def wire() -> list[Row]:
+    """Packets of SIP and RTP lost, doubled and out of order between the phones and Asterisk."""
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+        standing(Path(directory), agents=4, specialists=2) as house,
+    ):
+        found, weather = asyncio.run(telephoned_in_bad_weather(house, seed=8, calls=100, at_once=8))
+    did = weather.did
+    what = (
+        f"{did['lost']:,} packets of {did['packets']:,} lost, {did['twice']:,} doubled, {did['late']:,} late"
+    )
+    return [_judged(what, found.wrong, found)]
+
+
 def _tests(*arguments: str, seconds: float, **environment: str) -> Callable[[], list[Row]]:
     """Tests in their long form, as a row; so many seconds at most."""
 
@@ -189,6 +204,7 @@ FAULTS: dict[str, Callable[[], list[Row]]] = {
     "kills": kills,
     "scripts": scripts,
     "asterisk": asterisk,
+    "wire": wire,
     "day": days,
     "core": _tests("tests/domain/test_random_scripts.py", "-k", "long", seconds=1800, LONG_EVENTS="1000000"),
     "link": _tests("tests/e2e/test_link_lost.py", seconds=1200),

@@ -35,8 +35,12 @@ class Audit:
         return f"{sum(self.ends.values())} records ({ends}), {self.answered} tickets, {self.recordings} recordings"
 
 
-async def audit(city: City, *, lost_audio: bool = False) -> Audit:
-    """Wait until all is quiet, then compare. ``lost_audio``: the telephony died, recordings may be short."""
+async def audit(city: City, *, lost_audio: bool = False, patience: float = 0.0) -> Audit:
+    """Wait until all is quiet, then compare.
+
+    ``lost_audio``: the telephony died, recordings may be short. ``patience``: so many seconds later a phone may learn
+    of something than the house, since the network loses packets.
+    """
     found = Audit()
     left = await _until_quiet(city)
     found.wrong += [f"left behind: {what} {seen}" for what, seen in left.items() if seen]
@@ -48,9 +52,10 @@ async def audit(city: City, *, lost_audio: bool = False) -> Audit:
             found.wrong += _checked(record)
             found.ends[str(record["end_reason"])] += 1
             found.answered += record["answered_at"] is not None
-            await _recordings(city, record, found, lost_audio=lost_audio)
+            await _recordings(city, record, found, lost_audio=lost_audio, slack=RECORDING_SLACK + patience)
     await _tickets(city, found)
-    found.wrong += city.troubles + city.rings_at_once() + _silences(city, found) + _answers(city, found)
+    found.wrong += city.troubles + city.rings_at_once(patience=patience)
+    found.wrong += _silences(city, found) + _answers(city, found, late=LATE_SECONDS + patience)
     return found
 
 
@@ -148,7 +153,9 @@ def _ordered(name: str, of: dict[str, Any], *keys: str) -> list[str]:
     return [f"{name}: times out of order {there}"]
 
 
-async def _recordings(city: City, record: dict[str, Any], found: Audit, *, lost_audio: bool) -> None:
+async def _recordings(
+    city: City, record: dict[str, Any], found: Audit, *, lost_audio: bool, slack: float
+) -> None:
     if record["answered_at"] is None or any(leg["ended_at"] is None for leg in record["legs"]):
         return  # a leg without an end has been told of
     name = f"call {record['call_id']}"
@@ -178,9 +185,9 @@ async def _recordings(city: City, record: dict[str, Any], found: Audit, *, lost_
     for which, seconds in expected.items():
         there = files.get(which)
         if there is None:
-            if seconds > RECORDING_SLACK and not lost_audio:
+            if seconds > slack and not lost_audio:
                 found.wrong.append(f"{name}: no recording of {which}, which lasted {seconds:.1f} s")
-        elif there > seconds + RECORDING_SLACK or (there < seconds - RECORDING_SLACK and not lost_audio):
+        elif there > seconds + slack or (there < seconds - slack and not lost_audio):
             found.wrong.append(f"{name}: {which} lasted {seconds:.1f} s, its recording {there:.1f} s")
 
 
@@ -231,7 +238,7 @@ def _silences(city: City, found: Audit) -> list[str]:
     return wrong
 
 
-def _answers(city: City, found: Audit) -> list[str]:
+def _answers(city: City, found: Audit, *, late: float) -> list[str]:
     """Answers the phones saw are the answers in the records."""
     wrong = []
     joined: Counter[str] = Counter()
@@ -241,7 +248,7 @@ def _answers(city: City, found: Audit) -> list[str]:
     for person in (*city.agents, *city.specialists):
         mine = [offer.call for offer in city.offers if offer.phone == person.phone.user]
         confirmed = [call for call in mine if call.confirmed.is_set()]
-        surely = [call for call in confirmed if (call.ended.at or 0) - (call.answered.at or 0) > LATE_SECONDS]
+        surely = [call for call in confirmed if (call.ended.at or 0) - (call.answered.at or 0) > late]
         if not len(surely) <= joined[person.phone.user] <= len(confirmed):
             wrong.append(
                 f"phone {person.phone.user} answered {len(confirmed)} calls ({len(surely)} lasted), "

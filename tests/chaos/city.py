@@ -255,7 +255,7 @@ class City:
             "\n".join([f"seed {self.seed}", *self.log, "", *self.house.said().splitlines()]), "utf-8"
         )
 
-    def rings_at_once(self) -> list[str]:
+    def rings_at_once(self, *, patience: float = 0.0) -> list[str]:
         """Phones that had two calls at the same time."""
         found = []
         by_phone: dict[str, list[Offer]] = {}
@@ -265,7 +265,7 @@ class City:
                 f"{offer.phone} rang for {offer.caller} at {offer.at - self.began:.3f}, "
                 f"{min(old.until, time.monotonic()) - offer.at:.3f} s before its call of {old.caller} was over"
                 for old in earlier
-                if old.until > offer.at
+                if old.until > offer.at + patience
             ]
             earlier.append(offer)
         return found
