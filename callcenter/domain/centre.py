@@ -1431,6 +1431,7 @@ class ContactCentre:
         self._given_up.intersection_update({CallId(leg_id) for leg_id in seen})
         # Nobody is offered anything before all is known: the caller might be dead.
         self._telephony_up = False
+        recorded = frozenset(self._calls)
         for call in list(self._calls.values()):
             if call.phase is Phase.ENDED and call.caller_leg.leg_id in seen:
                 caller = past.get(call.call_id)
@@ -1441,7 +1442,8 @@ class ContactCentre:
                 self._reconciling = call.call_id
                 self._reconcile(call, seen, event.ended, past.get(call.call_id))
         for caller in event.unattended:
-            if caller.call_id not in self._calls and (caller.phone or caller.ended_at is not None):
+            # Not those either that were just closed and forgotten: their records stand.
+            if caller.call_id not in recorded and (caller.phone or caller.ended_at is not None):
                 self._reconciling = caller.call_id
                 self._learn_of(caller, seen, event.ended)
         for leg in sorted(event.legs, key=lambda leg: _arrival(leg, past) or self._now.utc):

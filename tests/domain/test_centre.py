@@ -952,6 +952,23 @@ def test_who_came_and_went_without_an_engine_has_a_record_all_the_same(house: Ho
     assert call.answered_at is None
 
 
+def test_who_left_without_an_engine_keeps_the_record_he_had(house: House) -> None:
+    """Asterisk's log names every caller whose record has not ended: also those whom the records know."""
+    call_id = house.arrives()
+    before, came = house.saved_calls[call_id], house.now.utc
+    left = came + timedelta(seconds=4)
+    house.later(30)
+    house.restarts(
+        [],
+        unattended=(Unattended(call_id, "1", "96500", came, ended_at=left),),
+        ended={LegId(call_id): LegWas(left, Outcome.UNREACHABLE)},
+    )
+    call = house.saved_calls[call_id]
+    assert (call.end_reason, call.ended_at) == (EndReason.ABANDONED_WAITING, left)
+    assert call.version > before.version
+    assert call.steps[: len(before.steps)] == before.steps
+
+
 def test_what_happened_meanwhile_has_its_own_time(house: House) -> None:
     """The agent hung up, then the caller, while no engine was there: the record tells when, and who was first."""
     call_id, desk = house.talking(ZHANG)
