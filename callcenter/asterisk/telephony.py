@@ -140,6 +140,8 @@ class Telephony:
         """The phones of the ready agents: who should be in the fallback queue."""
         self._coming: dict[LegId, AmiMessage] = {}
         self._postponed: dict[LegId, tuple[list[CallEffect], asyncio.TimerHandle]] = {}
+        self._unrecorded: dict[Path, Action] = {}
+        """What should have begun a recording, and went with the link."""
         self._members: set[str] = set()
         """The accounts in it, as Asterisk said last and was told since."""
         self._accounts_change = asyncio.Lock()
@@ -187,8 +189,18 @@ class Telephony:
             log.error("recording not begun", leg=effect.leg_id, reason=error.strerror)  # noqa: TRY400  # says it all
             return
         for action in map(self._switchboard.addressed, actions):
-            reply = self._link.submit(action.name, action.headers)
-            reply.add_done_callback(partial(self._answered, action))
+            self._submit(action)
+
+    def _submit(self, action: Action) -> None:
+        reply = self._link.submit(action.name, action.headers)
+        reply.add_done_callback(partial(self._answered, action))
+
+    def _record_again(self) -> None:
+        """Begin the recordings that were lost with the link; twice into one file would cut off what it has."""
+        lost, self._unrecorded = self._unrecorded, {}
+        for path, action in lost.items():
+            if not path.exists():
+                self._submit(action)
 
     def _let_go(self, leg_id: LegId) -> None:
         """Asterisk has let go of the leg (or should have by now): do what was waiting for that."""
@@ -219,6 +231,8 @@ class Telephony:
             "ami action failed", action=action.name, error=type(error).__name__, answer=str(error)
         )
         if isinstance(error, AmiUnavailable):
+            if action.writes is not None:
+                self._unrecorded[action.writes] = action
             return  # the resync that follows tells what lives
         if action.rings is not None:
             if isinstance(error, AmiTimeout):
@@ -458,6 +472,7 @@ class Telephony:
             if self._up.is_set():
                 continue  # begun again meanwhile
             self._post(snapshot)
+            self._record_again()
             held_back, self._held_back = self._held_back, None
             for message in held_back or ():
                 self._link.tell(self._take, message)  # as the link itself does: a bug at one costs no other

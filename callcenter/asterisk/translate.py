@@ -164,6 +164,8 @@ class Action:
     """The leg that does not come to be when this fails."""
     arranges: CallId | None = None
     """The call whose parties do not hear each other when this fails."""
+    writes: Path | None = None
+    """The recording that is not made when this fails."""
 
 
 class _Where(StrEnum):
@@ -424,10 +426,12 @@ class Switchboard:
 
     def _record(self, call: Call, leg_id: LegId) -> Action:
         if call.leg(leg_id) is call.caller_leg:
-            file, options = str(self.raw_path(call, leg_id, RecordingKind.CALL)), "D"
+            path = self.raw_path(call, leg_id, RecordingKind.CALL)
+            file, options = str(path), "D"
         else:
-            file, options = "", f"r({self.raw_path(call, leg_id, RecordingKind.LEG)})"
-        return Action("MixMonitor", {"Channel": leg_id, "File": file, "Options": options})
+            path = self.raw_path(call, leg_id, RecordingKind.LEG)
+            file, options = "", f"r({path})"
+        return Action("MixMonitor", {"Channel": leg_id, "File": file, "Options": options}, writes=path)
 
 
 def _aliases(rows: Iterable[AmiMessage]) -> dict[str, LegId]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.rows import Row, Verdict, judged, spread
-from tests.chaos import day, kill, script
+from tests.chaos import day, kill, link, script
 from tests.chaos.asterisk import AGENTS, IDLE, SPECIALISTS, TRUE_SECONDS, Fault, asterisk_fails
 from tests.chaos.audit import Audit, shown
 from tests.chaos.city import standing
@@ -197,6 +197,22 @@ def _tests(*arguments: str, seconds: float, **environment: str) -> Callable[[], 
     return run
 
 
+def steps() -> list[Row]:
+    """The control link cut at every action of all that agents do."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        found = link.long_form(Path(directory))
+    if found.wrong:
+        print(shown(found.wrong, most=30), file=sys.stderr)
+    return [
+        judged(
+            "AMI cut at each action of an offer, a hold, a consult, a merge, a leave, a transfer, an end",
+            ours=f"{len(found.wrong)} violations; {found}",
+            target="nobody lost, nothing twice",
+            met=not found.wrong,
+        )
+    ]
+
+
 FAULTS: dict[str, Callable[[], list[Row]]] = {
     "stages": stages,
     "away": away,
@@ -214,6 +230,7 @@ FAULTS: dict[str, Callable[[], list[Row]]] = {
     "storage": _tests("tests/e2e/test_storage_outage.py", seconds=1200, OUTAGE_SECONDS="60"),
     "disk": _tests("tests/e2e/test_storage_disk.py", seconds=900),
     "backup": _tests("tests/e2e/test_storage_backup.py", seconds=900),
+    "steps": steps,
 }
 """By name; each ends by itself or after its bound."""
 
