@@ -173,10 +173,16 @@ class House:
                 self.stop()
             finally:
                 self.kill()
-                pid_file = next(self.data.glob("asterisk/**/asterisk.pid"), None)
-                if pid_file is not None:
-                    with contextlib.suppress(ValueError, ProcessLookupError):
-                        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+                for pid in self._asterisks():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def _asterisks(self) -> Iterator[int]:
+        """The Asterisk of this house, wherever its pid file lies: a disk of its own is seen by it alone."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{self.data}/asterisk/".encode() in (process / "cmdline").read_bytes():
+                    yield int(process.name)
 
     # --- people ---------------------------------------------------------------------------------------------
 
