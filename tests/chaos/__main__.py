@@ -132,7 +132,7 @@ def days() -> list[Row]:
     if not trace:
         missing = "not replayed: set CALL_TRACE to the file of calls (tests/chaos/day.py says which)"
         return [*rows, Row("real calls replayed", missing, verdict=Verdict.FAILED)]
-    return [*rows, _day("real calls replayed", day.traced(Path(trace)), agents=18, specialists=4)]
+    return [*rows, _day("real calls replayed", day.traced(Path(trace)), agents=9, specialists=4)]
 
 
 def _day(what: str, callers: Sequence[day.Caller], *, agents: int, specialists: int) -> Row:

@@ -198,6 +198,18 @@ class Stages:
         await must("message: saved and ended", self.message[0].call.ended.wait(15), seconds=20)
         return wrong
 
+    async def wrap_up_goes_on(self, killed: float) -> list[str]:
+        """The agent who was wrapping up still is, for what is left of it, and his disposition is taken."""
+        agent = self.served["wrap-up"][0]
+        me = await agent.agent()
+        if me.get("state") != "wrap_up":
+            over = time.monotonic() - killed > WRAP_UP_SECONDS - 4
+            return [] if over else [f"the agent who was wrapping up is {me.get('state')}"]
+        await self._does("wrap-up", "wrap-up", disposition="answered", more_time=False)
+        seen = await self.city.leader.get(f"/api/v1/calls/{self.call_ids['wrap-up']}")
+        disposed = any(step["kind"] == "disposed" for step in seen["steps"])
+        return [] if disposed else ["the disposition given after the restart is not in the record"]
+
     async def order(self) -> list[str]:
         """One agent takes who waits, one after the other: in which order were they offered?"""
         agent = self.served["wrap-up"][0]
@@ -233,6 +245,7 @@ async def killed_at_every_stage(
             away = time.monotonic() - killed
             city.note("engine", "is back")
             wrong = stages.cut_off()
+            wrong += await stages.wrap_up_goes_on(killed)
             wrong += await stages.go_on()
             wrong += await stages.order()
             await city.everybody_goes()
