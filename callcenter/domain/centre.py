@@ -967,6 +967,8 @@ class ContactCentre:
     def _record_apart(self, before: Call, call: Call) -> None:
         """Record by itself whom the file of the call holds no longer: it is what the caller hears."""
         for leg in call.parties:
+            if leg.leg_id == call.fallback_leg_id:
+                continue  # the fallback queue records him from his answer on
             known = before.leg(leg.leg_id)
             if recorded_since(call, leg) and not (known and recorded_since(before, known)):
                 self._out.append(Record(call, leg.leg_id))

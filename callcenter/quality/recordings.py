@@ -328,7 +328,8 @@ def _heard_in(call: Call, *, apart: Collection[str]) -> Iterator[tuple[str, tupl
     """Which parties are heard in the file of the call, and nowhere else, and when."""
     for leg in call.legs[1:]:
         name, heard = _leg_name(call.call_id, leg.leg_id), heard_in_call(call, leg)
-        recorded_all_along = name in apart and recorded_since(call, leg) is None
+        from_the_start = recorded_since(call, leg) is None or leg.leg_id == call.fallback_leg_id
+        recorded_all_along = name in apart and from_the_start
         if heard is not None and not recorded_all_along:
             yield name, heard
 
