@@ -425,7 +425,7 @@ class Switchboard:
         return Action("Originate", headers, rings=ring.leg_id)
 
     def _record(self, call: Call, leg_id: LegId) -> Action:
-        if call.leg(leg_id) is call.caller_leg:
+        if leg_id == LegId(call.call_id):
             path = self.raw_path(call, leg_id, RecordingKind.CALL)
             file, options = str(path), "D"
         else:
