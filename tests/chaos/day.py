@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from callcenter.domain.agents import AgentState
-from callcenter.domain.calls import Call, CallId, LegId, Phase, Role
+from callcenter.domain.calls import Call, CallId, LegId, Phase
 from callcenter.domain.messages import CallArrived, Effect, SaveCall
 from tests.bench.traffic import Traffic
 from tests.domain.test_random_scripts import check_change, check_record
@@ -135,8 +135,9 @@ class Day(Traffic):
         if call.phase is Phase.TALKING and not call.caller_leg.alive:
             for leg in call.parties:  # an agent and a specialist who were left alone say goodbye
                 self._end_later(2.0, leg.leg_id)
-        elif call.phase is Phase.TALKING and all(leg.role is Role.SPECIALIST for leg in call.parties):
-            self._end_later(60.0, call.caller_leg.leg_id)  # whom the agent has left to a specialist
+        elif call.answered_at is not None and (known is None or known.answered_at is None):
+            # Whoever he is passed on to, in the end he hangs up himself.
+            self._end_later(2 * self._talk_seconds(call.call_id) + 120, call.caller_leg.leg_id)
         if call.phase is Phase.ENDED and call.call_id not in self._finished:
             self._finished.add(call.call_id)
             self.found.ended += 1
