@@ -55,6 +55,7 @@ async def test_the_seat_is_taken_over_elsewhere(clean_house: House) -> None:
 
 
 async def test_the_browser_stays_the_telephone_when_the_engine_restarts(tmp_path: Path) -> None:
+    """And ends with the last login: a browser that was closed without a word leaves no account behind."""
     house = House(tmp_path)
     try:
         prepared(house, offer_seconds=3, wrap_up_seconds=2)
@@ -74,21 +75,15 @@ async def test_the_browser_stays_the_telephone_when_the_engine_restarts(tmp_path
                     call = await citizen.dial("12345")
                     await call.wait_answered(10)
                     await call.hang_up()
+            await rest._ask("DELETE", "/api/v1/session")
+
+            async def registers() -> bool:
+                try:
+                    async with house.phone(account["user"], password=account["password"]):
+                        return True
+                except SipRefused:
+                    return False
+
+            await until(registers, lambda yes: not yes, seconds=30)
     finally:
         house.close()
-
-
-async def test_a_forgotten_telephone_ends_with_the_last_login(clean_house: House) -> None:
-    """Closing the browser without a word leaves an account behind; it goes when nobody is logged in any more."""
-    async with clean_house.rest("agent2") as rest:
-        account = await rest.post("/api/v1/me/softphone")
-        await rest._ask("DELETE", "/api/v1/session")
-
-    async def registers() -> bool:
-        try:
-            async with clean_house.phone(account["user"], password=account["password"]):
-                return True
-        except SipRefused:
-            return False
-
-    await until(registers, lambda yes: not yes, seconds=30)
