@@ -16,7 +16,7 @@ import pytest
 from callcenter.database import Database
 from callcenter.domain.calls import Call, CallId, Phase
 from callcenter.tickets.store import TicketStore
-from tests.e2e.house import House, Person, dial, prepared, until
+from tests.e2e.house import House, Person, dial, prepared, until, until_hears
 
 pytest_plugins = ["tests.database_fixture"]
 
@@ -51,6 +51,7 @@ async def one_call(house: House, agent: Person, number: str) -> str:
         call = await dial(citizen)
         desk = await agent.answers()
         call_id = await agent.call_id()
+        await until_hears(call, "agent")  # there is something to record
         await call.hang_up()
         await desk.ended.wait(10)
     await agent.until_state("ready", seconds=15)
