@@ -43,7 +43,7 @@ BENCHES = {
     "free": Bench(telephony.free, 180),
     "answer": Bench(telephony.answer, 120),
     "steps": Bench(telephony.steps, 180),
-    "load": Bench(load.load, 300),
+    "load": Bench(load.load, 480),
     "rate": Bench(load.rate, 420),
     "memory": Bench(core.memory, 120),
     "journal": Bench(storage.journal, 120),

@@ -36,17 +36,10 @@ TWO, THREE = "c", "r"
 
 def media(*, pairs: int = 150, rooms: int = 40, seconds: float = 30.0) -> list[Row]:
     """Gaps in what every party hears, first with recorded calls alone, then with recorded rooms beside them."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        text = "a C compiler is needed (cc): apt-get install gcc libc6-dev"
-        return [Row("recorded calls without gaps", text, verdict=Verdict.FAILED)]
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        program = Path(directory) / "sound"
-        subprocess.run([compiler, "-O2", "-std=gnu11", "-o", str(program), str(SOURCE)], check=True)
-        staff = Staff(agents=pairs + rooms, specialists=rooms)
-        with site(staff) as house, _sound(program) as sound:
-            house.start()
-            return asyncio.run(_measure(house, staff, sound, pairs=pairs, rooms=rooms, seconds=seconds))
+    staff = Staff(agents=pairs + rooms, specialists=rooms)
+    with sound_program() as sound, site(staff) as house:
+        house.start()
+        return asyncio.run(_measure(house, staff, sound, pairs=pairs, rooms=rooms, seconds=seconds))
 
 
 async def _measure(
@@ -200,6 +193,7 @@ class Sound:
 
     def __init__(self, process: subprocess.Popen[str], control: socket.socket, said: IO[str]) -> None:
         self._process, self._control, self._said = process, control, said
+        self._ports: dict[Call, int] = {}
 
     @property
     def pid(self) -> int:
@@ -211,10 +205,16 @@ class Sound:
         call.phone.pacer.remove(stream)
         call.phone.loop.remove_reader(stream._socket)  # nothing public is deaf
         assert stream._remote is not None
+        self._ports[call] = stream._remote[1]
         descriptor = array.array("i", [stream._socket.fileno()])
         self._control.sendmsg(
             [f"A{kind}{stream._remote[1]}".encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)]
         )
+
+    def leaves(self, call: Call) -> None:
+        """The call is over, if it ever began to sound; its port may be another's next."""
+        if call in self._ports:
+            self._control.send(f"E{self._ports.pop(call)}".encode())
 
     def begin(self) -> None:
         self._control.send(b"M")
@@ -230,12 +230,19 @@ class Sound:
 
 
 @contextlib.contextmanager
-def _sound(program: Path) -> Iterator[Sound]:
+def sound_program() -> Iterator[Sound]:
+    """The program, compiled and running. FileNotFoundError without a C compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise FileNotFoundError("a C compiler is needed (cc): apt-get install gcc libc6-dev")
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, its, subprocess.Popen([program], stdin=its, stdout=subprocess.PIPE, text=True) as process:
-        its.close()
-        assert process.stdout is not None
-        try:
-            yield Sound(process, ours, process.stdout)
-        finally:
-            process.kill()
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, ours, its:
+        program = Path(directory) / "sound"
+        subprocess.run([compiler, "-O2", "-std=gnu11", "-o", str(program), str(SOURCE)], check=True)
+        with subprocess.Popen([program], stdin=its, stdout=subprocess.PIPE, text=True) as process:
+            its.close()
+            assert process.stdout is not None
+            try:
+                yield Sound(process, ours, process.stdout)
+            finally:
+                process.kill()

@@ -3,6 +3,7 @@
 // Standard input is a SOCK_SEQPACKET socket. Each message is one letter, and what belongs to it:
 //   A<kind><port>  with one descriptor: a phone's own UDP socket. From now on it sends 20 ms of a-law to 127.0.0.1:<port>
 //                  fifty times a second, and what it hears is looked at. <kind> is one letter, reported by itself.
+//   E<port>        the call that was sent to this port is over
 //   M              forget what was counted: the measurement begins
 //   R              write what was counted to standard output, one line of JSON
 // End of input ends the program.
@@ -27,6 +28,7 @@ static const int64_t MS = 1000000, TICK = 5 * MS, GAP = 60 * MS, LATE = 10 * MS;
 typedef struct {
     int fd;
     char kind;
+    int port;
     uint16_t sequence;
     uint32_t timestamp, source;
     int64_t heard;  // wall clock, nanoseconds; 0: nothing since the measurement began
@@ -127,8 +129,18 @@ static void add(char kind, int port, int fd) {
         exit(1);
     }
     int number = stream_count++;
-    streams[number] = (Stream){.fd = fd, .kind = kind, .source = 0x10000 + number};
+    streams[number] = (Stream){.fd = fd, .kind = kind, .port = port, .source = 0x10000 + number};
     counts[(int)kind].streams++;
+}
+
+static void end(int port) {
+    for (int i = 0; i < stream_count; i++)
+        if (streams[i].port == port) {
+            counts[(int)streams[i].kind].streams--;
+            close(streams[i].fd);
+            streams[i] = streams[--stream_count];
+            return;
+        }
 }
 
 static void begin(void) {
@@ -175,6 +187,8 @@ static void obey(void) {
             int fd;
             memcpy(&fd, CMSG_DATA(c), sizeof fd);
             add(text[1] & 127, atoi(text + 2), fd);
+        } else if (text[0] == 'E') {
+            end(atoi(text + 1));
         } else if (text[0] == 'M') {
             begin();
         } else if (text[0] == 'R') {

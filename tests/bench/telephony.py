@@ -20,6 +20,7 @@ import yaml
 
 from callcenter.database import Database
 from callcenter.directory.store import Directory
+from callcenter.phone.g711 import Codec
 from callcenter.phone.measure import first_heard, tone
 from callcenter.phone.phone import Call, Phone, SipRefused
 from callcenter.phone.rtp import Pacer
@@ -39,6 +40,7 @@ NODES: Mapping[str, object] = {
     "挂机": {"hangup": {}},
 }
 LOGINS_AT_ONCE = 4
+CODECS = (Codec.PCMU, Codec.PCMA)
 SAMPLE_SECONDS = 0.02
 """What tone analysis can tell apart: one packet."""
 
@@ -325,7 +327,7 @@ async def _quiet(house: House, hall: Hall) -> None:
 
 @contextlib.asynccontextmanager
 async def at_work(
-    house: House, agents: int, *, hears: bool = False
+    house: House, agents: int, *, hears: bool = False, codecs: tuple[Codec, ...] = CODECS
 ) -> AsyncIterator[tuple[Hall, list[Person]]]:
     """Everybody logged in, at his phone and ready; ``hears``: the phones keep what they are sent."""
     async with AsyncExitStack() as stack:
@@ -336,7 +338,7 @@ async def at_work(
             async with turns:
                 rest: Rest = await stack.enter_async_context(house.rest(f"bench{number}"))
             phone = await stack.enter_async_context(
-                _phone(house, f"{_phone_number(number)}", "demo", pacer, hears=hears)
+                _phone(house, f"{_phone_number(number)}", "demo", pacer, hears=hears, codecs=codecs)
             )
             await phone.register()
             person = Person(house, f"bench{number}", rest, phone)
@@ -345,11 +347,15 @@ async def at_work(
             return person
 
         people = await asyncio.gather(*(comes(number) for number in range(agents)))
-        trunk = await stack.enter_async_context(_phone(house, "13800000000", None, pacer, hears=hears))
+        trunk = await stack.enter_async_context(
+            _phone(house, "13800000000", None, pacer, hears=hears, codecs=codecs)
+        )
         yield Hall(house, [person.phone for person in people], trunk), people
 
 
-def _phone(house: House, user: str, password: str | None, pacer: Pacer, *, hears: bool) -> Phone:
+def _phone(
+    house: House, user: str, password: str | None, pacer: Pacer, *, hears: bool, codecs: tuple[Codec, ...]
+) -> Phone:
     return Phone(
         user=user,
         password=password,
@@ -357,6 +363,7 @@ def _phone(house: House, user: str, password: str | None, pacer: Pacer, *, hears
         bind="127.0.0.1",
         keep_audio=hears,
         pacer=pacer,
+        codecs=codecs,
     )
 
 
@@ -435,7 +442,9 @@ async def _seed(house: House, content: Path) -> None:
 
 def _add_native(house: House, agents: int, before_queue: Sequence[str]) -> None:
     configuration = next(house.data.glob("asterisk/**/etc/asterisk.conf"))
-    steps = ["Answer(,i)", *before_queue, "Queue(bench)", "Hangup()"]
+    # As our own line does: the trunk's endpoint says nothing of who calls.
+    number = "Set(FROM=${CHANNEL(pjsip,remote_uri)})", "Set(CALLERID(num)=${PJSIP_PARSE_URI_FROM(FROM,user)})"
+    steps = [*number, "Answer(,i)", *before_queue, "Queue(bench)", "Hangup()"]
     with (configuration.parent / "extensions.conf").open("a", encoding="utf-8") as file:
         file.write(f"\n[from-trunk](+)\nexten => {NATIVE},1,NoOp()\n")
         file.writelines(f" same => n,{step}\n" for step in steps)
