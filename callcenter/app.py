@@ -709,19 +709,23 @@ async def serve(settings: Settings, *, progress: Progress) -> None:
     A second signal of either kind ends the waiting for calls.
     """
     _allow_many_files()
-    terminated, interrupted = asyncio.Event(), asyncio.Event()
+    told, hurried = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupted.set)
-    loop.add_signal_handler(
-        signal.SIGTERM, lambda: (interrupted if terminated.is_set() else terminated).set()
-    )
+
+    def stop(*, now: bool) -> None:
+        if now or told.is_set():
+            hurried.set()
+        told.set()
+
+    loop.add_signal_handler(signal.SIGINT, partial(stop, now=True))
+    loop.add_signal_handler(signal.SIGTERM, partial(stop, now=False))
     async with running(settings, progress=progress) as app:
         progress(_ready_line(settings))
-        await _first(terminated, interrupted)
-        if not interrupted.is_set():
+        await told.wait()
+        if not hurried.is_set():
             match settings.shutdown.mode:
                 case ShutdownMode.DRAIN:
-                    await _drain(app, interrupted, settings.shutdown.drain_seconds, progress)
+                    await _drain(app, hurried, settings.shutdown.drain_seconds, progress)
                 case ShutdownMode.HAND_OVER:
                     progress(
                         "引擎停下，通话留给下一个引擎 / the engine stops; its calls are left to the next one"
@@ -734,7 +738,7 @@ async def serve(settings: Settings, *, progress: Progress) -> None:
         progress("正在停止 / stopping")
 
 
-async def _drain(app: App, interrupted: asyncio.Event, seconds: float, progress: Progress) -> None:
+async def _drain(app: App, hurried: asyncio.Event, seconds: float, progress: Progress) -> None:
     calls = len(app.engine.calls)
     if calls:
         progress(
@@ -742,22 +746,13 @@ async def _drain(app: App, interrupted: asyncio.Event, seconds: float, progress:
             f"{seconds:g} s; a second signal stops at once"
         )
     draining = asyncio.create_task(app.drain(), name="drain")
-    interruption = asyncio.create_task(interrupted.wait(), name="second signal")
+    interruption = asyncio.create_task(hurried.wait(), name="second signal")
     await asyncio.wait({draining, interruption}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, interruption):
         task.cancel()
     await asyncio.gather(draining, interruption, return_exceptions=True)
     if app.engine.calls:
         log.warning("calls are ended by the shutdown", calls=len(app.engine.calls))
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Return when one of them is set."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for task in waits:
-        task.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def _ready_line(settings: Settings) -> str:

@@ -53,9 +53,6 @@ TOO_MANY_SCREENS = 4429
 _GONE = 1006
 
 _TEAM_EVERY_SECONDS = 0.25
-_LINES_AT_ONCE = 100
-_UNREAD_BYTES = 64 * 1024
-"""Waiting in a connection's buffer: from here on each line waits until the one before is on its way."""
 _SAME_WAIT = timedelta(seconds=1.5)
 _PONG = Pong().model_dump_json()
 
@@ -107,17 +104,8 @@ class _Asked:
 class Screen:
     """One connected console."""
 
-    def __init__(
-        self,
-        *,
-        socket: web.WebSocketResponse,
-        transport: asyncio.Transport | None,
-        hello: Hello,
-        login: Login,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, *, socket: web.WebSocketResponse, hello: Hello, login: Login, limits: Limits) -> None:
         self.socket = socket
-        self._transport = transport
         self.login = login
         self.client = hello.client
         self.softphone = hello.softphone
@@ -166,42 +154,28 @@ class Screen:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while texts := await self._next(snapshot):
+            while (text := await self._next(snapshot)) is not None:
                 try:
                     async with asyncio.timeout(self._limits.stuck_seconds):
-                        await self._send(texts)
+                        await self.socket.send_str(text)
                 except TimeoutError:
                     raise Bye(STUCK, "the screen does not read; connect again") from None
                 except ConnectionError:
                     raise Bye(_GONE, "gone") from None
 
-    async def _send(self, texts: list[str]) -> None:
-        """All but the last leave in one piece; the last goes the usual way, which waits where the screen does not read."""
-        *first, last = texts
-        if first and self._transport is not None and self._transport.get_write_buffer_size() < _UNREAD_BYTES:
-            if self._transport.is_closing():
-                raise ConnectionResetError("the screen is gone")
-            self._transport.write(b"".join(map(_frame, first)))
-        else:
-            for text in first:
-                await self.socket.send_str(text)
-        await self.socket.send_str(last)
-
-    async def _next(self, snapshot: Callable[["Screen", int], Awaitable[str]]) -> list[str]:
+    async def _next(self, snapshot: Callable[["Screen", int], Awaitable[str]]) -> str | None:
         if self._stale:
             self._seq += 1
-            return [await snapshot(self, self._seq)]
-        texts: list[str] = []
-        while self._lines and len(texts) < _LINES_AT_ONCE:
-            line = self._lines.popleft()
-            if line.kind is None:
-                self._answers -= 1
-                self._room.set()
-                texts.append(line.text)
-            else:
-                self._seq += 1
-                texts.append(f'{{"type":"{line.kind}","seq":{self._seq},{line.text}}}')
-        return texts
+            return await snapshot(self, self._seq)
+        if not self._lines:
+            return None
+        line = self._lines.popleft()
+        if line.kind is None:
+            self._answers -= 1
+            self._room.set()
+            return line.text
+        self._seq += 1
+        return f'{{"type":"{line.kind}","seq":{self._seq},{line.text}}}'
 
     def now_fresh(self, shown: set[CallId]) -> None:
         """What follows is told relative to the snapshot just made."""
@@ -311,7 +285,7 @@ class Console:
                 screen.tell("call_ended", f'"call_id":{json.dumps(call.call_id)},"call":null')
 
     def _look_at_team_soon(self) -> None:
-        # A busy second changes people and queues dozens of times; eyes need four. What is told then goes in one piece.
+        # A busy second changes people and queues dozens of times; eyes need four.
         if self._team_due is None:
             loop = asyncio.get_running_loop()
             self._team_due = loop.call_later(_TEAM_EVERY_SECONDS, self._tell_team)
@@ -389,7 +363,7 @@ class Console:
         )
         await socket.prepare(request)
         try:
-            screen = await self._greet(socket, request)
+            screen = await self._greet(socket)
         except Bye as unwelcome:
             await _close(socket, request, unwelcome)
             return socket
@@ -415,7 +389,7 @@ class Console:
         if urlsplit(origin).netloc.lower() != request.host.lower():
             raise Problem(403, Fault.FOREIGN_ORIGIN, "Origin and Host differ")
 
-    async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Screen:
+    async def _greet(self, socket: web.WebSocketResponse) -> Screen:
         try:
             async with asyncio.timeout(self._limits.hello_seconds):
                 first = await socket.receive()
@@ -437,9 +411,7 @@ class Console:
             raise Bye(NOT_LOGGED_IN, "the session is over; log in again")
         if len(self._screens.get(login.viewer.user_id, ())) >= self._limits.screens_a_user:
             raise Bye(TOO_MANY_SCREENS, "too many screens of this user; close some")
-        return Screen(
-            socket=socket, transport=request.transport, hello=hello, login=login, limits=self._limits
-        )
+        return Screen(socket=socket, hello=hello, login=login, limits=self._limits)
 
     def _arrived(self, screen: Screen) -> None:
         self._screens.setdefault(screen.login.viewer.user_id, []).append(screen)
@@ -550,17 +522,6 @@ class Console:
         except Problem as problem:
             return _refusal(command.id, problem.reason, problem.detail)
         return Done(id=command.id).model_dump_json()
-
-
-def _frame(text: str) -> bytes:
-    """One unmasked, uncompressed text frame (RFC 6455 5.2)."""
-    payload = text.encode()
-    size = len(payload)
-    if size < 126:
-        return b"\x81%c%b" % (size, payload)
-    if size < 1 << 16:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
 
 
 async def _close(socket: web.WebSocketResponse, request: web.Request, bye: Bye) -> None:

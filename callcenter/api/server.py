@@ -129,11 +129,13 @@ def build_app(
     async def running(_app: web.Application) -> AsyncIterator[None]:
         await desk.refresh()
         lag = asyncio.create_task(figures.watch_the_loop(), name="event-loop-lag")
-        async with screens.listening():
-            yield
-        lag.cancel()
-        with suppress(asyncio.CancelledError):
-            await lag
+        try:
+            async with screens.listening():
+                yield
+        finally:
+            lag.cancel()
+            with suppress(asyncio.CancelledError):
+                await lag
 
     async def going_down(_app: web.Application) -> None:
         screens.close_all()

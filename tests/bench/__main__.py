@@ -19,8 +19,9 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, crowd, growth, load, media, storage, survival, telephony
+from tests.bench import core, crowd, growth, load, media, storage, telephony
 from tests.bench.rows import Row, Verdict
+from tests.chaos import kill
 
 WIDTH = 120
 """Of a table that goes into a file."""
@@ -51,7 +52,7 @@ BENCHES = {
     "free1000": Bench(crowd.free_thousand, 400),
     "media": Bench(media.media, 600),
     "growth": Bench(growth.growth, 1_200),
-    "adopt": Bench(survival.adopt, 240),
+    "adopt": Bench(kill.adopt, 240),
     "soak": Bench(growth.soak, int(growth.SOAK_SECONDS) + 300, only_by_name=True),
 }
 

@@ -17,7 +17,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.rows import Row, Verdict, judged, spread
+from tests.bench.rows import Row, Verdict, judged
 from tests.chaos import day, kill, link, script
 from tests.chaos.asterisk import AGENTS, IDLE, SPECIALISTS, TRUE_SECONDS, Fault, asterisk_fails
 from tests.chaos.audit import Audit, shown
@@ -80,19 +80,6 @@ def away() -> list[Row]:
     ):
         wrong, found = asyncio.run(kill.served_without_engine(house, seed=6, callers=12))
     return [_judged("12 callers served without an engine", wrong, found)]
-
-
-def adopt() -> list[Row]:
-    """200 calls adopted."""
-    took = spread(kill.kill_and_adopt(200))
-    return [
-        judged(
-            "engine's start → call adopted, 200 calls",
-            ours=str(took),
-            target="p95 ≤ 5 s",
-            met=took.p95 <= 5000,
-        )
-    ]
 
 
 def asterisk() -> list[Row]:
@@ -216,7 +203,7 @@ def steps() -> list[Row]:
 FAULTS: dict[str, Callable[[], list[Row]]] = {
     "stages": stages,
     "away": away,
-    "adopt": adopt,
+    "adopt": kill.adopt,
     "kills": kills,
     "scripts": scripts,
     "asterisk": asterisk,

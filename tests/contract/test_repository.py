@@ -85,6 +85,10 @@ def test_no_test_skips(texts: dict[Path, str], repository: Path) -> None:
     tests = {path: text for path, text in texts.items() if path.is_relative_to(repository / "tests")}
     pattern = r"importorskip|(?:pytest|mark|unittest)\.(?:skip|skipif|xfail|skipTest|SkipTest|skipUnless)\b"
     assert not found_in(tests, pattern)
+    console = {
+        path: text for path, text in texts.items() if path.is_relative_to(repository / "agent_console")
+    }
+    assert not found_in(console, r"\b(?:it|test|describe)\.(?:skip|skipIf|runIf|todo|only|fails)\b")
 
 
 def test_every_silenced_warning_says_why(texts: dict[Path, str], repository: Path) -> None:

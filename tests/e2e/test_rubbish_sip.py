@@ -123,30 +123,29 @@ async def test_calls_with_odd_media(clean_house: House) -> None:
         await quiet_again(clean_house)
 
 
+async def over_tcp(house: House, parts: Iterable[bytes]) -> None:
+    """Say this on a connection of its own; to be shown the door is as it should be."""
+    with contextlib.suppress(ConnectionError):
+        _, writer = await asyncio.open_connection("127.0.0.1", house.sip, local_addr=(STRANGER, 0))
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
 async def test_broken_tcp(clean_house: House) -> None:
     async with talking(clean_house) as talk:
         watch = Watch(clean_house, talk)
         for name, parts in broken_streams(*where(clean_house, STRANGER)).items():
             try:
                 async with asyncio.timeout(10):
-                    _, writer = await asyncio.open_connection(
-                        "127.0.0.1", clean_house.sip, local_addr=(STRANGER, 0)
-                    )
-                    with contextlib.suppress(ConnectionError):  # shown the door: as it should be
-                        for part in parts:
-                            writer.write(part)
-                            await writer.drain()
-                    writer.close()
+                    await over_tcp(clean_house, parts)
             except TimeoutError:
                 raise AssertionError(f"{name}: the house does not take it and does not close") from None
         for datagram in broken_syntax(*where(clean_house, STRANGER)).values():
-            with contextlib.suppress(ConnectionError):
-                _, writer = await asyncio.open_connection(
-                    "127.0.0.1", clean_house.sip, local_addr=(STRANGER, 0)
-                )
-                writer.write(datagram)
-                await writer.drain()
-                writer.close()
+            await over_tcp(clean_house, [datagram])
         await answers(clean_house)
         await watch.nothing_happened()
         await quiet_again(clean_house)
@@ -193,13 +192,7 @@ async def test_messages_of_a_folder(clean_house: House) -> None:
         for source in (STRANGER, CARRIER):
             await send(clean_house, source, found)
         for raw in found:
-            with contextlib.suppress(ConnectionError):
-                _, writer = await asyncio.open_connection(
-                    "127.0.0.1", clean_house.sip, local_addr=(STRANGER, 0)
-                )
-                writer.write(raw)
-                await writer.drain()
-                writer.close()
+            await over_tcp(clean_house, [raw])
         await answers(clean_house)
         await watch.nothing_happened()
         await quiet_again(clean_house)
